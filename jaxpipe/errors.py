@@ -1,0 +1,61 @@
+"""The exceptions a user may meet: all are `ValueError`s, one small tree.
+
+A message says what was got, what was expected, and what to do, with the place.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxpipeError(ValueError):
+    """The root of the tree: something the caller gave cannot be used as it is."""
+
+
+class ScheduleError(JaxpipeError):
+    """A schedule that would compute the wrong thing, or hang."""
+
+
+class PartitionError(JaxpipeError):
+    """Layers that cannot be cut into the stages that were asked for."""
+
+
+class LayerError(JaxpipeError):
+    """A layer that cannot be built, does not fit its neighbour, or keeps state."""
+
+
+class LossError(JaxpipeError):
+    """A loss function that gives anything but a scalar, or a scalar sum and a scalar weight."""
+
+
+class BatchError(JaxpipeError):
+    """A batch with missing fields, unequal or indivisible sizes, or values out of range."""
+
+
+class MeshError(JaxpipeError):
+    """A mesh without the axes or the devices that are needed."""
+
+
+class OptimizerError(JaxpipeError):
+    """An optimizer that cannot run on parameters that live on several ranks."""
+
+
+class ConfigError(JaxpipeError):
+    """A configuration with unknown keys, values of the wrong type, or settings at odds."""
+
+
+class CheckpointError(JaxpipeError):
+    """A checkpoint that is missing, or does not fit the run."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name, to append to a message.
+
+    >>> nearest("1f1", ["gpipe", "1f1b"])
+    "did you mean '1f1b'? Known: '1f1b', 'gpipe'."
+    >>> nearest("zzz", ["gpipe", "1f1b"])
+    "known: '1f1b', 'gpipe'."
+    """
+    names = sorted(known)
+    listed = ", ".join(repr(name) for name in names) + "."
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? Known: {listed}" if close else f"known: {listed}"

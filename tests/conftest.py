@@ -1,0 +1,14 @@
+"""Eight simulated devices for every test, on however few cores there are."""
+
+import os
+
+# Eight devices share the cores of one machine: a slow meeting is no deadlock.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
