@@ -1,0 +1,16 @@
+"""jaxpipe: pipeline-parallel training in plain JAX, any schedule in one jitted program."""
+
+from jaxpipe import losses as losses
+from jaxpipe import schedules as schedules
+from jaxpipe.engine import Engine as Engine
+from jaxpipe.engine import initialize as initialize
+from jaxpipe.errors import JaxpipeError as JaxpipeError
+from jaxpipe.layers import FunctionLayer as FunctionLayer
+from jaxpipe.layers import LayerSpec as LayerSpec
+from jaxpipe.layers import TiedLayerSpec as TiedLayerSpec
+from jaxpipe.mesh import make_mesh as make_mesh
+from jaxpipe.model import PipelineModule as PipelineModule
+from jaxpipe.partition import Partition as Partition
+from jaxpipe.state import TrainState as TrainState
+
+__version__ = "0.1.0"

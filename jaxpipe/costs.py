@@ -1,0 +1,39 @@
+"""What each layer costs: parameters, FLOPs, and bytes to the next, from shapes alone."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+
+from jaxpipe.model import Outline, PipelineModule
+from jaxpipe.partition import LayerCost
+from jaxpipe.spec import num_bytes, num_elements
+
+PyTree = Any
+
+
+def layer_costs(model: PipelineModule, outline: Outline) -> tuple[LayerCost, ...]:
+    """One cost per layer, for `partition`. Tied parameters count once, with their owner.
+
+    FLOPs are of the forward pass on one microbatch, from XLA's analysis of the layer before
+    optimisation; each kind of layer is analysed once.
+    """
+    known: dict[Hashable, int] = {}
+    costs = []
+    for layer in model.layers:
+        x, y = outline.inputs[layer.index], outline.outputs[layer.index]
+        params = outline.params[layer.owner]
+        leaves, tree = jax.tree.flatten((x, params))
+        key = (layer.kind, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        if key not in known:
+            run = lambda p, x, b, layer=layer: model.apply_layer(layer, p, x, b, None, False)
+            known[key] = _flops(jax.jit(run).lower(params, x, outline.batch))
+        count = 0 if layer.is_tied else num_elements(params)
+        costs.append(LayerCost(layer.name, layer.type_name, count, known[key], num_bytes(y)))
+    return tuple(costs)
+
+
+def _flops(lowered: Any) -> int:
+    analysis = lowered.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return int(analysis.get("flops", 0))

@@ -1,0 +1,106 @@
+"""The engine: pure functions that train a model through a pipeline, each one compiled call."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxpipe.executor.program import Program
+from jaxpipe.machine import Machine
+from jaxpipe.model import Logical, PipelineModule
+from jaxpipe.partition import Partition
+from jaxpipe.schedules import Schedule
+from jaxpipe.stages import Remat
+from jaxpipe.state import TrainState
+from jaxpipe.storage import Placed
+
+PyTree = Any
+Batch = Mapping[str, PyTree]
+Metrics = dict[str, jax.Array]
+
+
+class Engine(NamedTuple):
+    """Pure functions: state in, state out. The state that goes in is donated.
+
+    Attributes:
+      init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
+      train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
+        Metrics are float32 scalars: `loss`, `weight` (what a loss sum was divided by) and
+        `grad_norm` (over all stages, before clipping).
+      eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
+      predict: `(state, batch) -> outputs` of the last layer, batch first.
+      value_and_grad: `(params, batch, key) -> (loss, grads)` for one's own train step; may be
+        called inside `jax.jit`. `grads` is placed as the trainable part of `params` is.
+      place: `{layer name: tree} -> params`, placed. Needs `partition` or `init` to have run once.
+      logical: the way back, for parameters, gradients and optimizer states.
+      abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
+      partition: `batch -> Partition`, which can be printed.
+      program: `batch -> Program`, which can be printed.
+      compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis.
+      schedule: the training schedule, which can be printed.
+    """
+
+    init: Callable[[jax.Array, Batch], TrainState]
+    train_batch: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    eval_batch: Callable[[TrainState, Batch], Metrics]
+    predict: Callable[[TrainState, Batch], PyTree]
+    value_and_grad: Callable[..., tuple[jax.Array, Placed]]
+    place: Callable[[Logical], Placed]
+    logical: Callable[[Placed], PyTree]
+    abstract_state: Callable[[Batch], TrainState]
+    partition: Callable[[Batch], Partition]
+    program: Callable[[Batch], Program]
+    compiled: Callable[[TrainState, Batch], Any]
+    schedule: Schedule
+
+
+def initialize(
+    model: PipelineModule,
+    *,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation | None = None,
+    schedule: str | Schedule = "1f1b",
+    num_microbatches: int | None = None,
+    remat: Remat = "none",
+    check_ids: bool = True,
+    fill: float = 0.0,
+) -> Engine:
+    """Puts a model, a mesh, an optimizer and a schedule together. Nothing is compiled yet.
+
+    Args:
+      model: the layers and the loss.
+      mesh: from `make_mesh`; must have a `pipe` axis.
+      optimizer: from optax; it sees the logical tree `{layer name: leaves}`. Without one there is
+        no `train_batch`.
+      schedule: a name from `jaxpipe.schedules.NAMES`, or a table of one's own.
+      num_microbatches: how many microbatches each data rank's part of a batch is cut into; a
+        `Schedule` says it itself.
+      remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
+        k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
+      check_ids: whether batches are checked against the model's `id_ranges` on the host.
+      fill: what buffers hold before they are written. Nothing reads it, whatever it is; NaN shows
+        that.
+
+    Raises:
+      MeshError: when the mesh lacks the `pipe` axis.
+      ScheduleError: when the schedule is unknown, wrong, or not for this mesh and model.
+      LayerError: when `remat` means nothing.
+    """
+    machine = Machine(model, mesh, optimizer, schedule, num_microbatches, remat, check_ids, fill)
+    return Engine(
+        init=machine.init,
+        train_batch=machine.train_batch,
+        eval_batch=machine.eval_batch,
+        predict=machine.predict,
+        value_and_grad=machine.value_and_grad,
+        place=machine.place,
+        logical=machine.logical,
+        abstract_state=machine.abstract_state,
+        partition=machine.partition,
+        program=machine.program,
+        compiled=machine.compiled,
+        schedule=machine.schedule,
+    )

@@ -1,0 +1,155 @@
+"""What the branches of a program do: the ops of a stage, between mail, stash and accumulators."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxpipe.backward import StageCode, StagePlan
+from jaxpipe.executor.packing import Packing
+from jaxpipe.executor.run import Action, Carry, Cells
+from jaxpipe.spec import is_float
+from jaxpipe.storage import Home, Rows, accumulate, read
+
+PyTree = Any
+Spec = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Station:
+    """A stage at its place: what it computes, and where its rank keeps its weights.
+
+    Attributes:
+      plan: its functions and shapes.
+      homes: the home of each weight.
+      code: F and B, traced; None where only the forward runs.
+    """
+
+    plan: StagePlan
+    homes: tuple[Home, ...]
+    code: StageCode | None = None
+
+    def weights(self, rows: Rows) -> list[jax.Array]:
+        """The stage's weights, where they live."""
+        specs = self.plan.weights
+        return [read(rows, home, s.shape) for home, s in zip(self.homes, specs, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What every action sees and none changes.
+
+    Attributes:
+      rows: this rank's weights, in the dtype of the computation.
+      context: the microbatch's slice of the batch, its key, the stage's first layer.
+      payload: how values travel.
+      stash: how residuals are kept.
+    """
+
+    rows: Rows
+    context: Callable[[Cells], dict[str, Any]]
+    payload: Packing
+    stash: Packing
+
+    def receive(self, station: Station, cells: Cells, carry: Carry) -> PyTree:
+        """A stage's input out of the mail; nothing on the first stage."""
+        if station.plan.is_first:
+            return None
+        leaves, tree = jax.tree.flatten(station.plan.x)
+        order = wire_order(leaves)
+        specs = [leaves[i] for i in order]
+        arrived = self.payload.read(carry["mail"], specs, cells["read"])
+        return jax.tree.unflatten(tree, [arrived[order.index(i)] for i in range(len(leaves))])
+
+
+def wire_order(leaves: Sequence[Spec]) -> list[int]:
+    """Floating leaves first: gradients, which only these have, then fill a prefix."""
+    return sorted(range(len(leaves)), key=lambda i: not is_float(leaves[i]))
+
+
+def wire(tree: PyTree) -> list[Any]:
+    """The leaves of a stage's output in the order in which they travel."""
+    leaves = jax.tree.leaves(tree)
+    return [leaves[i] for i in wire_order(leaves)]
+
+
+def payload_packing(stations: Sequence[Station], *, backward: bool) -> Packing:
+    """Fits every activation between stages and, for training, every gradient of one."""
+    forward = [wire(s.plan.y) for s in stations if not s.plan.is_last]
+    gradients = [[leaf for leaf in leaves if is_float(leaf)] for leaves in forward]
+    return Packing.of([*forward, *(gradients if backward else [])])
+
+
+def stash_packing(stations: Sequence[Station]) -> Packing:
+    """Fits what any stage keeps of a microbatch."""
+    return Packing.of([s.code.kept for s in stations if s.code is not None], flat=True)
+
+
+def forward(station: Station, around: Surroundings) -> Action:
+    """F: reads its input from the mail, fills a row of the stash and the payload."""
+    code = _code(station)
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        x = around.receive(station, cells, carry)
+        y, kept = code.forward(station.weights(around.rows), x, around.context(cells))
+        out = dict(stash=around.stash.write(carry["stash"], kept, cells["row"]))
+        if not station.plan.is_last:
+            out["payload"] = around.payload.write(carry["payload"], wire(y))
+        return out
+
+    return Action(run, ("stash",) if station.plan.is_last else ("stash", "payload"))
+
+
+def backward(station: Station, around: Surroundings) -> Action:
+    """B: reads the output's gradient and its stash row, adds to the accumulators."""
+    code, plan = _code(station), station.plan
+    dy_specs = [] if plan.is_last else [leaf for leaf in wire(plan.y) if is_float(leaf)]
+    writes = (
+        "grads",
+        *(("loss",) if plan.is_last else ()),
+        *(("payload",) if code.sends_dx else ()),
+    )
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
+        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
+        found = code.backward(station.weights(around.rows), kept, around.context(cells), dy)
+        out = dict(grads=dict(carry["grads"]))
+        for i, gradient in found.weights:
+            accumulate(out["grads"], station.homes[i], gradient)
+        if found.loss is not None:
+            out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
+        if code.sends_dx:
+            out["payload"] = around.payload.write(carry["payload"], found.x)
+        return out
+
+    return Action(run, writes)
+
+
+def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action:
+    """F of a forward-only schedule: on the last stage the loss, or the outputs themselves."""
+    plan = station.plan
+    writes = "payload" if not plan.is_last else "outputs" if outputs else "loss"
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        x = around.receive(station, cells, carry)
+        context = around.context(cells)
+        y = plan.evaluate(station.weights(around.rows), x, context)
+        if plan.loss is None:
+            return dict(payload=around.payload.write(carry["payload"], wire(y)))
+        if not outputs:
+            return dict(loss=jax.tree.map(lax.add, carry["loss"], plan.loss(y, context)))
+        put = lambda buffer, leaf: lax.dynamic_update_index_in_dim(
+            buffer, leaf.astype(buffer.dtype), cells["microbatch"], 0
+        )
+        return dict(outputs=jax.tree.map(put, carry["outputs"], y))
+
+    return Action(run, (writes,))
+
+
+def _code(station: Station) -> StageCode:
+    if station.code is None:
+        raise TypeError("a station without code can only be evaluated")
+    return station.code

@@ -1,0 +1,95 @@
+"""A program: a schedule as integers, which is all of it that reaches the device."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxpipe.schedules import Op
+
+# What one cell (tick, rank) says. IDLE and NOWHERE mark cells that do nothing there.
+COLUMNS = ("branch", "microbatch", "layer", "read", "row", "keep", "first", "second")
+IDLE = 0
+NOWHERE = -1
+
+Link = tuple[int, int]  # (from rank, to rank)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A schedule lowered to integers.
+
+    Attributes:
+      name: the schedule's.
+      branches: what the numbers 1.. of the `branch` column run: (op, number of the stage code).
+      table: {column: int32[ticks, ranks]}:
+        branch      which of `branches` runs, 0 for a bubble
+        microbatch  which microbatch of the rank's part of the batch
+        layer       index of the stage's first layer
+        read        mail slot of the action's input
+        row         stash row where F leaves its residuals and B finds them
+        keep        mail slot for what the action made, when its reader is the rank itself
+        first       mail slot for what arrives by the tick's first permute
+        second      mail slot for what arrives by its second (a rank may hear from both sides)
+      pattern: int32[ticks], which of `patterns` the tick's meeting follows.
+      patterns: the links of each meeting, as one or two permutes.
+      latency: whether what is sent at a tick arrives at the end of the next one.
+      num_mail: mail slots.
+      num_rows: stash rows.
+      held: rows that each rank uses.
+    """
+
+    name: str
+    branches: tuple[tuple[Op, int], ...]
+    table: dict[str, np.ndarray]
+    pattern: np.ndarray
+    patterns: tuple[tuple[tuple[Link, ...], ...], ...]
+    latency: int
+    num_mail: int
+    num_rows: int
+    held: tuple[int, ...]
+
+    @property
+    def num_ticks(self) -> int:
+        """Ticks of one step."""
+        return len(self.pattern)
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the table."""
+        return self.table["branch"].shape[1]
+
+    def __str__(self) -> str:
+        numbered = [f"{i}={op}{code}" for i, (op, code) in enumerate(self.branches, 1)]
+        lines = [
+            f"program {self.name}: {self.num_ticks} ticks, {self.num_ranks} ranks,"
+            f" {self.num_mail} mail slots, {self.num_rows} stash rows (held {list(self.held)})",
+            f"branches: 0=idle {' '.join(numbered)} (op, then number of the stage code)",
+            "cells: branch:microbatch, r read slot, s stash row, > slots written by arrivals",
+            "",
+        ]
+        cells = [
+            [self._cell(tick, rank) for rank in range(self.num_ranks)] + [self._meeting(tick)]
+            for tick in range(self.num_ticks)
+        ]
+        header = [f"rank {rank}" for rank in range(self.num_ranks)] + ["links"]
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        for label, row in zip(
+            ["tick", *map(str, range(self.num_ticks))], [header, *cells], strict=True
+        ):
+            shown = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append(f"{label:>4}  {shown}".rstrip())
+        return "\n".join(lines)
+
+    def _cell(self, tick: int, rank: int) -> str:
+        get = lambda column: int(self.table[column][tick, rank])
+        text = "."
+        if get("branch") != IDLE:
+            text = f"{get('branch')}:{get('microbatch')}"
+            text += f" r{get('read')}" if get("read") != NOWHERE else ""
+            text += f" s{get('row')}" if get("row") != NOWHERE else ""
+        arrivals = [get(column) for column in ("keep", "first", "second")]
+        return text + "".join(f" >{slot}" for slot in arrivals if slot != NOWHERE)
+
+    def _meeting(self, tick: int) -> str:
+        permutes = self.patterns[self.pattern[tick]]
+        return " | ".join(" ".join(f"{a}-{b}" for a, b in permute) for permute in permutes)

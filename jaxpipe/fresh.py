@@ -1,0 +1,60 @@
+"""Fresh parameters, each layer's made on the devices that keep it."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpipe.executor.run import when
+from jaxpipe.layers import Layer
+from jaxpipe.mesh import PIPE
+from jaxpipe.model import Outline, PipelineModule
+from jaxpipe.partition import Partition
+from jaxpipe.storage import Home, Layout, write
+from jaxpipe.storage.parameters import leaves_of
+
+
+def fresh_rows(
+    model: PipelineModule,
+    outline: Outline,
+    partition: Partition,
+    placement: Sequence[int],
+    layout: Layout,
+    key: jax.Array,
+) -> dict[str, jax.Array]:
+    """This rank's row of every parameter buffer, inside `shard_map`.
+
+    Layers that are alike on several ranks are compiled once: which layer it is, and so its key, is
+    looked up by rank.
+    """
+    indices = leaves_of(layout, outline.params)
+    makers: dict[object, tuple[list[Layer], list[Home], dict[int, int]]] = {}
+    for stage in range(partition.num_stages):
+        rank = placement[stage]
+        first = partition.boundaries[stage]
+        own = [model.layers[i] for i in partition.stage(stage) if not model.layers[i].is_tied]
+        homes = [layout.homes[i][rank] for layer in own for i in indices[layer.name]]
+        where = tuple(layer.index - first for layer in own)
+        like = (tuple(layer.kind for layer in own), tuple(homes), where)
+        makers.setdefault(like, (own, homes, {}))[2][rank] = first
+    rank = lax.axis_index(PIPE)
+    rows = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in layout.buffers.items()}
+    for own, homes, firsts in makers.values():
+        table = jnp.array([firsts.get(r, 0) for r in range(layout.num_ranks)], jnp.int32)
+        offsets = [layer.index - min(firsts.values()) for layer in own]
+
+        def body(
+            zero: jax.Array, rows: dict[str, jax.Array], own: list[Layer] = own,
+            homes: list[Home] = homes, table: jax.Array = table, offsets: list[int] = offsets,
+        ) -> dict[str, jax.Array]:  # fmt: skip
+            rows, free = dict(rows), iter(homes)
+            for layer, offset in zip(own, offsets, strict=True):
+                layer_key = jax.random.fold_in(key, table[rank] + offset + zero)
+                for leaf in jax.tree.leaves(model.init_layer(layer, outline, layer_key)):
+                    write(rows, next(free), leaf)
+            return rows
+
+        here = jnp.isin(rank, jnp.array(list(firsts)))
+        rows = when(here, body, rows)
+    return rows

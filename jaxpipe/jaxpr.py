@@ -1,0 +1,129 @@
+"""The one door to JAX's semi-public parts: reading and slicing jaxprs.
+
+`jax.extend` and `jax.interpreters` promise no stability, so nothing else imports them; this file is
+tested on the oldest and the newest JAX that the package supports.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+ClosedJaxpr = jex.ClosedJaxpr
+Var = Any  # jex.Var or jex.Literal
+Eqn = Any
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, Any]:
+    """`fn` on abstract or concrete arguments as a jaxpr with its calls opened, and its out tree."""
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return _inline(closed), out
+
+
+def evaluate(eqns: Sequence[Eqn], env: dict[Var, Any], outputs: Sequence[Var]) -> list[Any]:
+    """Runs equations on top of `env`, which maps variables to values."""
+
+    def read(v: Var) -> Any:
+        return v.val if isinstance(v, jex.Literal) else env[v]
+
+    for eqn in eqns:
+        params = eqn.primitive.get_bind_params(eqn.params)
+        with eqn.ctx.manager:
+            out = eqn.primitive.bind(*map(read, eqn.invars), **params)
+        env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
+    return [read(v) for v in outputs]
+
+
+def initial_values(closed: ClosedJaxpr, args: Sequence[Any]) -> dict[Var, Any]:
+    """The environment in which a jaxpr's equations start."""
+    jaxpr = closed.jaxpr
+    known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    return known | dict(zip(jaxpr.invars, args, strict=True))
+
+
+def call(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Runs a whole jaxpr."""
+    return evaluate(closed.jaxpr.eqns, initial_values(closed, args), closed.jaxpr.outvars)
+
+
+def needed(eqns: Sequence[Eqn], targets: Collection[Var], given: Collection[Var] = ()) -> list[Eqn]:
+    """The equations that `targets` need, in order, when the values of `given` are known."""
+    wanted = {v for v in targets if is_variable(v)} - set(given)
+    kept = []
+    for eqn in reversed(eqns):
+        if any(v in wanted for v in eqn.outvars):
+            kept.append(eqn)
+            wanted |= {v for v in eqn.invars if is_variable(v)} - set(given)
+    return kept[::-1]
+
+
+def is_variable(v: Var) -> bool:
+    """Whether a jaxpr's atom is a variable, not a literal."""
+    return not isinstance(v, jex.Literal)
+
+
+def literal_value(v: Var) -> Any:
+    """The value of a literal."""
+    return v.val
+
+
+def sources(closed: ClosedJaxpr, marks: Sequence[Hashable]) -> dict[Var, frozenset[Hashable]]:
+    """For each variable, the marks of the inputs that it depends on (`marks`: one an input)."""
+    jaxpr = closed.jaxpr
+    found: dict[Var, frozenset[Hashable]] = dict.fromkeys(jaxpr.constvars, frozenset())
+    found |= {v: frozenset([m]) for v, m in zip(jaxpr.invars, marks, strict=True)}
+    for eqn in jaxpr.eqns:
+        union = frozenset().union(*(found[v] for v in eqn.invars if is_variable(v)))
+        found |= dict.fromkeys(eqn.outvars, union)
+    return found
+
+
+def restrict(
+    closed: ClosedJaxpr, outputs: Sequence[int], inputs: Sequence[int]
+) -> Callable[..., Any]:
+    """`some inputs -> some outputs` of a jaxpr, running only the equations these need.
+
+    Args:
+      closed: the jaxpr.
+      outputs: indices of the outputs that are wanted.
+      inputs: indices of the inputs that they depend on, at least.
+    """
+    jaxpr = closed.jaxpr
+    wanted = [jaxpr.outvars[i] for i in outputs]
+    eqns = needed(jaxpr.eqns, wanted)
+    variables = [jaxpr.invars[i] for i in inputs]
+
+    def run(args: Sequence[Any]) -> list[Any]:
+        consts = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        return evaluate(eqns, consts | dict(zip(variables, args, strict=True)), wanted)
+
+    return run
+
+
+def _inline(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same jaxpr with its jit calls opened, so that dependencies show through them."""
+
+    def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env |= dict(zip(jaxpr.invars, args, strict=True))
+        for eqn in jaxpr.eqns:
+            inner = _called(eqn.primitive.name, eqn.params)
+            if inner is None:
+                evaluate([eqn], env, [])
+            else:
+                inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
+                env.update(zip(eqn.outvars, run(inner.jaxpr, inner.consts, inputs), strict=True))
+        return [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars]
+
+    if not any(_called(e.primitive.name, e.params) for e in closed.jaxpr.eqns):
+        return closed
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*shapes)
+
+
+def _called(name: str, params: Mapping[str, Any]) -> ClosedJaxpr | None:
+    inner = params.get("jaxpr", params.get("call_jaxpr")) if name in _CALLS else None
+    return inner if isinstance(inner, jex.ClosedJaxpr) else None

@@ -1,0 +1,37 @@
+"""Plain functions as layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxpipe.layers.call import mode_arguments, parameters_of
+from jaxpipe.layers.layer import PyTree, SideInputs, hashable
+from jaxpipe.layers.spec import FunctionLayer
+
+
+def adapt(
+    layer: FunctionLayer,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+) -> dict[str, Any]:
+    """The plain half of a `Layer`: type_name, kind, init and apply."""
+    kwargs = kwargs or {}
+    fn = forward_fn or layer.apply
+    accepted = parameters_of(fn)
+
+    def init(key: jax.Array, x: PyTree, side: SideInputs) -> PyTree:
+        return {} if layer.init is None else layer.init(key, x, **side)
+
+    def apply(
+        params: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
+    ) -> PyTree:
+        given = {} if "key" not in accepted else {"key": key}
+        leading = (x,) if layer.init is None else (params, x)
+        return fn(*leading, *args, **kwargs, **side, **given, **mode_arguments(accepted, train))
+
+    settings = tuple((k, hashable(v)) for k, v in sorted(kwargs.items()))
+    kind = ("function", fn, layer.init, tuple(map(hashable, args)), settings)
+    type_name = getattr(layer.apply, "__name__", type(layer.apply).__name__).strip("<>")
+    return dict(type_name=type_name, kind=kind, init=init, apply=apply)

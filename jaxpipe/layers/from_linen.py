@@ -1,0 +1,55 @@
+"""Flax linen modules as layers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import meta
+
+from jaxpipe.errors import LayerError
+from jaxpipe.layers.call import mode_arguments, parameters_of, spread
+from jaxpipe.layers.layer import PyTree, SideInputs, hashable
+
+
+def adapt(
+    module: nn.Module, forward_fn: Callable[..., Any] | None, spreads: bool
+) -> dict[str, Any]:
+    """The linen half of a `Layer`: type_name, kind, init and apply."""
+    module = module.clone(name=None, parent=None)
+    accepted = parameters_of(type(module).__call__) if forward_fn is None else frozenset()
+    type_name = type(module).__name__
+
+    def call(bound: Any, x: PyTree, side: SideInputs, train: bool) -> PyTree:
+        args, kwargs = spread(x) if spreads else ((x,), {})
+        target = bound if forward_fn is None else lambda *a, **k: forward_fn(bound, *a, **k)
+        return target(*args, **kwargs, **side, **mode_arguments(accepted, train))
+
+    def init(key: jax.Array, x: PyTree, side: SideInputs) -> PyTree:
+        keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+        variables = module.init(keys, x, side, False, method=call)
+        _refuse_state(type_name, variables)
+        return meta.unbox(dict(variables.get("params", {})))
+
+    def apply(
+        params: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
+    ) -> PyTree:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, side, train, rngs=rngs, method=call)
+
+    kind = ("linen", hashable(module), forward_fn, spreads)
+    return dict(type_name=type_name, kind=kind, init=init, apply=apply)
+
+
+def _refuse_state(type_name: str, variables: Mapping[str, Any]) -> None:
+    for collection in variables:
+        if collection != "params":
+            leaves = ", ".join(
+                jax.tree_util.keystr(path, simple=True, separator="/")
+                for path, _ in jax.tree_util.tree_leaves_with_path(variables[collection])
+            )
+            raise LayerError(
+                f"{type_name} keeps state in the collection {collection!r} ({leaves}); layers must"
+                " be functions of their parameters and input. Use a layer without running state"
+                " (LayerNorm or GroupNorm in place of BatchNorm)."
+            )

@@ -1,0 +1,74 @@
+"""Flax NNX modules as layers: split into a graph and its values at the border, merged inside."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpipe.errors import LayerError
+from jaxpipe.layers.call import mode_arguments, parameters_of, spread
+from jaxpipe.layers.layer import PyTree, SideInputs, hashable
+
+
+def adapt(
+    make: Callable[[jax.Array], nnx.Module],
+    ready: nnx.Module | None,
+    forward_fn: Callable[..., Any] | None,
+    spreads: bool,
+) -> dict[str, Any]:
+    """The NNX half of a `Layer`: type_name, kind, init, apply, given.
+
+    Args:
+      make: `key -> module`, called under `jax.eval_shape` here and for real at init.
+      ready: a module that was built already; its values are where init starts from.
+      forward_fn: what to compute in place of the module's call, `(module, x) -> y`.
+      spreads: whether tuples and dicts become arguments, as in `nnx.Sequential`.
+    """
+    module = ready if ready is not None else nnx.eval_shape(make, jax.random.key(0))
+    graph, params, randomness, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    type_name = type(module).__name__
+    _refuse_state(type_name, rest)
+    accepted = parameters_of(type(module).__call__) if forward_fn is None else frozenset()
+
+    def init(key: jax.Array, x: PyTree, side: SideInputs) -> PyTree:
+        del x, side
+        return nnx.to_pure_dict(nnx.state(make(key), nnx.Param))
+
+    def apply(
+        values: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
+    ) -> PyTree:
+        state = jax.tree.map(lambda leaf: leaf, params)
+        nnx.replace_by_pure_dict(state, values)
+        bound = nnx.merge(graph, state, _seeded(randomness, key))
+        bound.train() if train else bound.eval()
+        args, kwargs = spread(x) if spreads else ((x,), {})
+        call = bound if forward_fn is None else lambda *a, **k: forward_fn(bound, *a, **k)
+        return call(*args, **kwargs, **side, **mode_arguments(accepted, train))  # pyright: ignore[reportCallIssue]
+
+    kind = ("nnx", hashable(graph), forward_fn, spreads)
+    given = None if ready is None else nnx.to_pure_dict(params)
+    return dict(type_name=type_name, kind=kind, init=init, apply=apply, given=given)
+
+
+def _seeded(randomness: nnx.State, key: jax.Array | None) -> nnx.State:
+    """Every stream of the module starts from the layer's key, whatever was drawn before."""
+    key = jax.random.key(0) if key is None else key
+    leaves, tree = jax.tree.flatten(randomness)
+    fresh = [
+        jax.random.fold_in(key, i)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, fresh)
+
+
+def _refuse_state(type_name: str, rest: nnx.State) -> None:
+    for path, variable in nnx.to_flat_state(rest):
+        raise LayerError(
+            f"{type_name} keeps state: {'/'.join(map(str, path))} is a {type(variable).__name__};"
+            " layers must be functions of their parameters (nnx.Param) and input. Use a layer"
+            " without running state (LayerNorm or GroupNorm in place of BatchNorm)."
+        )

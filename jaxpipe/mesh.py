@@ -1,0 +1,63 @@
+"""The device mesh and its axis names. Nothing else knows how devices are arranged."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxpipe.errors import MeshError
+
+PIPE, DATA, TENSOR = "pipe", "data", "tensor"
+
+
+def make_mesh(
+    pipe: int = 1, data: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of `pipe x data x tensor` devices, `tensor` innermost.
+
+    Args:
+      pipe: number of pipeline ranks.
+      data: number of data-parallel copies of each rank.
+      tensor: number of devices that share each layer; layers that do not know the axis run
+        replicated over it.
+      devices: which devices, in the mesh's order; all of them by default.
+
+    Raises:
+      MeshError: when a size is below one, or there are fewer devices than the mesh needs.
+    """
+    sizes = {PIPE: pipe, DATA: data, TENSOR: tensor}
+    for axis, size in sizes.items():
+        if size < 1:
+            raise MeshError(f"mesh axis {axis!r} has size {size}; expected at least 1.")
+    devices = list(jax.devices() if devices is None else devices)
+    needed = pipe * data * tensor
+    if needed > len(devices):
+        raise MeshError(
+            f"pipe={pipe} x data={data} x tensor={tensor} needs {needed} devices; there are"
+            f" {len(devices)} ({devices[0].platform}). Use a smaller mesh, or simulate devices on"
+            f" CPU: jax.config.update('jax_num_cpu_devices', {needed}) before JAX starts."
+        )
+    grid = np.array(devices[:needed]).reshape(pipe, data, tensor)
+    # Explicit axes are JAX's default; inside the pipeline every axis is manual anyway.
+    return Mesh(grid, (PIPE, DATA, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Raises `MeshError` unless the mesh has a `pipe` axis and no unknown one."""
+    if PIPE not in mesh.axis_names:
+        raise MeshError(
+            f"the mesh has axes {mesh.axis_names}; expected one named {PIPE!r}. Make it with"
+            " jaxpipe.make_mesh(pipe=..., data=...)."
+        )
+    unknown = set(mesh.axis_names) - {PIPE, DATA, TENSOR}
+    if unknown:
+        raise MeshError(
+            f"the mesh has axes {mesh.axis_names}; {sorted(unknown)} mean nothing here. Known:"
+            f" {PIPE!r}, {DATA!r}, {TENSOR!r}."
+        )
+
+
+def axis_size(mesh: Mesh, axis: str) -> int:
+    """The size of a mesh axis; 1 if the mesh lacks it."""
+    return mesh.shape.get(axis, 1)

@@ -1,0 +1,227 @@
+"""A model as a list of layers and a loss, with its plain functions: no pipeline, no mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.batch import check_fields, split_microbatches
+from jaxpipe.errors import LayerError, LossError
+from jaxpipe.layers import Layer, LayerLike, build_layers
+from jaxpipe.spec import abstract, cast_floats, describe, is_float, zeros
+
+PyTree = Any
+Batch = Mapping[str, PyTree]
+Logical = dict[str, PyTree]  # {layer name: its parameters}
+LossFn = Callable[[PyTree, Batch], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """The shapes of a model on one microbatch, layer by layer.
+
+    Attributes:
+      inputs: what goes into each layer (trees of `jax.ShapeDtypeStruct`).
+      outputs: what comes out.
+      params: {layer name: abstract parameters}, owners only.
+      batch: one microbatch.
+    """
+
+    inputs: tuple[PyTree, ...]
+    outputs: tuple[PyTree, ...]
+    params: Logical
+    batch: Batch
+
+
+class PipelineModule:
+    """A model written as a list of layers, to be cut into pipeline stages.
+
+    Args:
+      layers: `LayerSpec`s, Flax modules and functions, or one `nn.Sequential`/`nnx.Sequential`.
+        The first layer gets `batch["inputs"]`; any pytree of arrays may pass between layers.
+      loss_fn: `(outputs, batch) -> mean` or `-> (sum, weight)`, scalars. Outputs come in float32.
+        A sum is divided once, by the weight of the whole batch; the weight gets no gradient.
+      num_stages: stages in all; the number of pipeline ranks by default.
+      partition_method: "uniform", "parameters", "flops", "type:REGEX" or a list of boundaries;
+        see `jaxpipe.partition`.
+      id_ranges: {batch field: (low, high)}: integers outside `low <= id < high` are refused,
+        because JAX would clamp them in silence.
+      compute_dtype: layers run in this dtype, parameters stay in their own; None leaves both.
+
+    Raises:
+      LayerError: when a layer cannot be used.
+    """
+
+    def __init__(
+        self,
+        layers: LayerLike | Sequence[LayerLike],
+        loss_fn: LossFn,
+        *,
+        num_stages: int | None = None,
+        partition_method: str | Sequence[int] = "parameters",
+        id_ranges: Mapping[str, tuple[int, int]] | None = None,
+        compute_dtype: Any = None,
+    ):
+        self.layers: tuple[Layer, ...] = build_layers(layers)
+        self.loss_fn = loss_fn
+        self.num_stages = num_stages
+        self.partition_method = partition_method
+        self.id_ranges = dict(id_ranges or {})
+        self.compute_dtype = compute_dtype
+
+    def __repr__(self) -> str:
+        return (
+            f"PipelineModule({len(self.layers)} layers: {', '.join(x.name for x in self.layers)})"
+        )
+
+    def init(self, key: jax.Array, batch: Batch) -> Logical:
+        """Fresh parameters, {layer name: tree}; a layer's depend on (key, its index) only.
+
+        Args:
+          key: a typed PRNG key, `jax.random.key(seed)`.
+          batch: an example; only shapes and dtypes are read.
+        """
+        outline = self.outline(batch)
+        return {
+            layer.name: jax.jit(functools.partial(self.init_layer, layer, outline))(
+                jax.random.fold_in(key, layer.index)
+            )
+            for layer in self.layers
+            if not layer.is_tied
+        }
+
+    def apply(
+        self, params: Logical, batch: Batch, *, key: jax.Array | None = None, train: bool = False
+    ) -> PyTree:
+        """The outputs of the last layer, for the whole batch at once."""
+        x = batch["inputs"]
+        for layer in self.layers:
+            layer_key = None if key is None else jax.random.fold_in(key, layer.index)
+            x = self.apply_layer(layer, params[layer.owner], x, batch, layer_key, train)
+        return x
+
+    def loss(
+        self,
+        params: Logical,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        num_microbatches: int = 1,
+    ) -> jax.Array:
+        """The loss without a pipeline, float32 scalar; differentiable.
+
+        Args:
+          params: {layer name: tree}, as `init` gives them.
+          batch: {field: arrays with the batch first}.
+          key: for dropout; microbatch `g` of the batch uses `fold_in(key, g)`.
+          train: whether layers are told that they train.
+          num_microbatches: how the batch is cut; it matters to dropout and to memory only.
+        """
+        pieces = split_microbatches(batch, num_microbatches)
+
+        def one(total: tuple[jax.Array, jax.Array], piece: tuple[jax.Array, Batch]) -> Any:
+            index, microbatch = piece
+            piece_key = None if key is None else jax.random.fold_in(key, index)
+            outputs = self.apply(params, microbatch, key=piece_key, train=train)
+            loss, weight = self.loss_terms(outputs, microbatch)
+            return (total[0] + loss, total[1] + weight), None
+
+        zero = (jnp.zeros(()), jnp.zeros(()))
+        (loss, weight), _ = jax.lax.scan(one, zero, (jnp.arange(num_microbatches), pieces))
+        return loss / weight
+
+    def init_layer(self, layer: Layer, outline: Outline, key: jax.Array) -> PyTree:
+        """Fresh parameters of one layer from its own key."""
+        x, side = zeros((outline.inputs[layer.index], layer.side_inputs(outline.batch)))
+        return layer.init(key, cast_floats(x, self.compute_dtype), side)
+
+    def apply_layer(
+        self,
+        layer: Layer,
+        params: PyTree,
+        x: PyTree,
+        batch: Batch,
+        key: jax.Array | None,
+        train: bool,
+    ) -> PyTree:
+        """One layer in the model's compute dtype."""
+        x, params = cast_floats((x, params), self.compute_dtype)
+        return layer.apply(params, x, layer.side_inputs(batch), key, train)
+
+    def loss_terms(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The loss as a float32 (sum, weight); a mean counts as a sum of weight 1.
+
+        Raises:
+          LossError: when the loss function gives anything but scalars.
+        """
+        result = self.loss_fn(cast_floats(outputs, jnp.float32), batch)
+        terms = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
+        try:
+            loss, weight = (jnp.asarray(term, jnp.float32) for term in terms)
+        except TypeError:
+            loss = weight = jnp.zeros((0,))
+        if loss.shape or weight.shape:
+            got = describe(abstract(result)) if jax.tree.leaves(result) else repr(result)
+            raise LossError(
+                f"{getattr(self.loss_fn, '__name__', 'loss_fn')} gave {got}; expected a scalar"
+                " mean, or a scalar sum and a scalar weight. Reduce over the batch: .mean(), or"
+                " (x * weights).sum(), weights.sum()."
+            )
+        return loss, jax.lax.stop_gradient(weight)
+
+    def outline(self, batch: Batch) -> Outline:
+        """The shapes of every layer on this (micro)batch, nothing computed.
+
+        Raises:
+          BatchError: when the batch lacks a field that the model reads.
+          LayerError: when a layer cannot take what the one before it gives.
+          LossError: when the loss is not scalar.
+        """
+        batch = abstract(dict(batch))
+        check_fields(batch, {x.name: x.batch_inputs for x in self.layers})
+        x, params = batch["inputs"], {}
+        inputs, outputs = [], []
+        for layer in self.layers:
+            inputs.append(x)
+            fresh = self._shape(layer, batch, x, "init", layer.init, layer.side_inputs(batch))
+            known = params.setdefault(layer.owner, fresh)
+            if abstract(known) != abstract(fresh):
+                raise LayerError(
+                    f"{layer.name} is tied to {layer.owner}, but its parameters are"
+                    f" {describe(fresh)} and not {describe(known)}; ties need equal shapes."
+                )
+            run = functools.partial(self.apply_layer, layer, train=False)
+            x = self._shape(layer, batch, x, "apply", run, known)
+            outputs.append(x)
+        jax.eval_shape(self.loss_terms, x, batch)
+        return Outline(tuple(inputs), tuple(outputs), params, batch)
+
+    def _shape(
+        self, layer: Layer, batch: Batch, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree
+    ) -> PyTree:
+        """`jax.eval_shape` of a layer's init or apply, with the place in the error."""
+        try:
+            if what == "init":
+                key = jax.eval_shape(lambda: jax.random.key(0))
+                return jax.eval_shape(fn, key, cast_floats_spec(x, self.compute_dtype), more)
+            return jax.eval_shape(lambda p, x, b: fn(p, x, b, jax.random.key(0)), more, x, batch)
+        except LayerError as error:
+            raise LayerError(f"layer {layer.name}: {error}") from None
+        except Exception as error:
+            before = self.layers[layer.index - 1].name if layer.index else "batch['inputs']"
+            raise LayerError(
+                f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change either"
+                f" so that they fit. {layer.type_name} said: {type(error).__name__}: {error}"
+            ) from error
+
+
+def cast_floats_spec(tree: PyTree, dtype: Any) -> PyTree:
+    """`cast_floats` for abstract trees."""
+    if dtype is None:
+        return tree
+    cast = lambda x: jax.ShapeDtypeStruct(x.shape, dtype) if is_float(x) else x
+    return jax.tree.map(cast, tree)

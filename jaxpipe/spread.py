@@ -1,0 +1,242 @@
+"""Runs a function of whole logical trees on placed ones, rank by rank, with nothing gathered.
+
+An optimizer is such a function: it must see every layer's true leaves, so that norms, factored
+moments and masks by name mean what they mean without a pipeline, while each rank holds its own
+layers only. The function is traced once on the logical trees. Equations that need one rank's leaves
+run on that rank; equations of no rank's leaves (step counts, learning rates) run on all; and where
+an equation mixes values of several ranks (the sum of a global norm), these must be small: they are
+exchanged, and the equation runs on all. So sums keep the order that they have without a pipeline.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpipe import jaxpr as jaxprs
+from jaxpipe.errors import OptimizerError
+from jaxpipe.executor.run import when
+from jaxpipe.mesh import PIPE
+from jaxpipe.storage import Layout, read, write
+
+PyTree = Any
+Var = Any
+LARGEST_EXCHANGE = 4096  # elements of a value that may cross ranks
+
+
+@dataclasses.dataclass
+class Held:
+    """One placed tree inside `shard_map`.
+
+    Attributes:
+      rows: this rank's row of each buffer.
+      shared: the leaves of no rank.
+    """
+
+    rows: dict[str, jax.Array]
+    shared: list[jax.Array]
+
+
+class Spread:
+    """A function of logical trees, spread over ranks.
+
+    Args:
+      fn: `(*trees) -> tuple of trees`, plain JAX.
+      inputs: layouts of its arguments.
+      outputs: layouts of its results.
+      what: what to call `fn` in messages.
+
+    Raises:
+      OptimizerError: when `fn` mixes whole arrays of layers that live on different ranks.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Sequence[PyTree]],
+        inputs: Sequence[Layout],
+        outputs: Sequence[Layout],
+        what: str,
+    ):
+        self._inputs, self._outputs, self._what = tuple(inputs), tuple(outputs), what
+        trees = [
+            layout.treedef.unflatten(
+                [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in layout.leaves]
+            )
+            for layout in inputs
+        ]
+        self._closed, _ = jaxprs.trace(fn, *trees)
+        self._in_leaves = [(k, i) for k, x in enumerate(inputs) for i in range(len(x.leaves))]
+        self._out_leaves = [(k, i) for k, x in enumerate(outputs) for i in range(len(x.leaves))]
+        self._analyse()
+
+    def _rank_in(self, place: tuple[int, int]) -> int | None:
+        return self._inputs[place[0]].leaves[place[1]].rank
+
+    def _rank_out(self, place: tuple[int, int]) -> int | None:
+        return self._outputs[place[0]].leaves[place[1]].rank
+
+    def _analyse(self) -> None:
+        """Gives each variable a rank (None: known to all) and a round, the exchanges before it."""
+        jaxpr = self._closed.jaxpr
+        rank: dict[Var, int | None] = dict.fromkeys(jaxpr.constvars)
+        rank |= {v: self._rank_in(p) for v, p in zip(jaxpr.invars, self._in_leaves, strict=True)}
+        round_of = dict.fromkeys(rank, 0)
+        self._exchanged: dict[Var, int] = {}  # variable -> the round after which it travels
+
+        def use(variables: Sequence[Var], target: int | None, mixes: bool, what: str) -> int:
+            rounds = [0]
+            for v in variables:
+                if mixes and rank[v] is not None and rank[v] != target:
+                    self._check_small(v, what)
+                    self._exchanged[v] = round_of[v]
+                    rounds.append(round_of[v] + 1)
+                else:
+                    rounds.append(round_of[v])
+            return max(rounds)
+
+        for eqn in jaxpr.eqns:
+            reads = [v for v in eqn.invars if jaxprs.is_variable(v)]
+            ranks = {rank[v] for v in reads} - {None}
+            mixes = len(ranks) > 1
+            at = use(reads, None, mixes, f"the operation `{eqn.primitive.name}`")
+            for v in eqn.outvars:
+                rank[v] = None if mixes or not ranks else next(iter(ranks))
+                round_of[v] = at
+        for v, place in zip(jaxpr.outvars, self._out_leaves, strict=True):
+            if jaxprs.is_variable(v):
+                use([v], self._rank_out(place), True, "a result")
+        self._rank, self._round = rank, round_of
+        self._num_rounds = 1 + max(self._exchanged.values(), default=-1)
+
+    def _check_small(self, v: Var, what: str) -> None:
+        if math.prod(v.aval.shape) > LARGEST_EXCHANGE:
+            raise OptimizerError(
+                f"{self._what} mixes whole arrays of layers on different ranks: {what} reads a"
+                f" {v.aval.dtype}{list(v.aval.shape)} of one rank together with values of another."
+                " Norms and other small values may cross ranks, arrays may not. Use an optimizer"
+                " that treats leaves one by one."
+            )
+
+    def __call__(self, inputs: Sequence[Held], into: Sequence[Held]) -> list[Held]:
+        """Runs it inside `shard_map`.
+
+        Args:
+          inputs: the arguments.
+          into: rows that the results are written over; an argument's rows may be given again here,
+            they are read first.
+        """
+        jaxpr = self._closed.jaxpr
+        known = dict(zip(jaxpr.constvars, self._closed.consts, strict=True))
+        for v, (k, i) in zip(jaxpr.invars, self._in_leaves, strict=True):
+            if self._rank_in((k, i)) is None:
+                free = [j for j, leaf in enumerate(self._inputs[k].leaves) if leaf.rank is None]
+                known[v] = inputs[k].shared[free.index(i)]
+        for at in range(self._num_rounds):
+            self._run_shared(known, at)
+            self._exchange(known, at, inputs)
+        self._run_shared(known, self._num_rounds)
+        rows = self._run_ranks(known, inputs, [held.rows for held in into])
+        shared = [
+            jaxprs.evaluate([], known, [v])[0]
+            for v, place in zip(jaxpr.outvars, self._out_leaves, strict=True)
+            if self._rank_out(place) is None
+        ]
+        counts = [sum(leaf.rank is None for leaf in x.leaves) for x in self._outputs]
+        free = iter(shared)
+        return [Held(r, [next(free) for _ in range(n)]) for r, n in zip(rows, counts, strict=True)]
+
+    def _run_shared(self, known: dict[Var, Any], at: int) -> None:
+        eqns = [
+            eqn
+            for eqn in self._closed.jaxpr.eqns
+            if self._rank[eqn.outvars[0]] is None and self._round[eqn.outvars[0]] == at
+        ]
+        jaxprs.evaluate(eqns, known, [])
+
+    def _exchange(self, known: dict[Var, Any], at: int, inputs: Sequence[Held]) -> None:
+        """Every rank learns the values that travel after this round."""
+        travelling = [v for v, r in self._exchanged.items() if r == at]
+        values = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in travelling]
+        for rank in range(self._inputs[0].num_ranks):
+            mine = [i for i, v in enumerate(travelling) if self._rank[v] == rank]
+            if not mine:
+                continue
+            run = self._on_rank(rank, [travelling[i] for i in mine], known)
+
+            def body(zero: Any, carry: list[Any], run: Any = run, mine: Any = mine) -> list[Any]:
+                out = list(carry)
+                for i, value in zip(mine, run(_pin(inputs, zero)), strict=True):
+                    out[i] = value
+                return out
+
+            here = lax.axis_index(PIPE) == rank
+            values = when(here, body, values)  # pyright: ignore[reportArgumentType]
+        # All but the owner hold zeros: the sum is the owner's value to the bit.
+        known |= dict(zip(travelling, lax.psum(values, PIPE), strict=True))
+
+    def _run_ranks(
+        self, known: dict[Var, Any], inputs: Sequence[Held], into: list[dict[str, jax.Array]]
+    ) -> list[dict[str, jax.Array]]:
+        outvars = self._closed.jaxpr.outvars
+        for rank in range(self._inputs[0].num_ranks):
+            mine = [
+                (v, place)
+                for v, place in zip(outvars, self._out_leaves, strict=True)
+                if self._rank_out(place) == rank
+            ]
+            if not mine:
+                continue
+            run = self._on_rank(rank, [v for v, _ in mine], known)
+            alias = [next((k for k, r in enumerate(into) if r is x.rows), None) for x in inputs]
+
+            def body(
+                zero: Any, rows: Any, run: Any = run, mine: Any = mine, alias: Any = alias,
+                rank: int = rank,
+            ) -> Any:  # fmt: skip
+                current = [
+                    x if k is None else Held(rows[k], x.shared)
+                    for x, k in zip(inputs, alias, strict=True)
+                ]
+                out = [dict(r) for r in rows]
+                for value, (_, (k, i)) in zip(run(_pin(current, zero)), mine, strict=True):
+                    write(out[k], self._outputs[k].homes[i][rank], jnp.asarray(value))
+                return out
+
+            here = lax.axis_index(PIPE) == rank
+            new = when(here, body, into)  # pyright: ignore[reportArgumentType]
+            inputs = [
+                x if k is None else Held(new[k], x.shared)  # pyright: ignore[reportArgumentType]
+                for x, k in zip(inputs, alias, strict=True)
+            ]
+            into = new  # pyright: ignore[reportAssignmentType]
+        return into
+
+    def _on_rank(
+        self, rank: int, targets: Sequence[Var], known: dict[Var, Any]
+    ) -> Callable[[Sequence[Held]], list[Any]]:
+        """Evaluates `targets` from what all know and from this rank's own leaves."""
+        jaxpr = self._closed.jaxpr
+        eqns = jaxprs.needed(jaxpr.eqns, targets, known.keys())
+        used = {v for eqn in eqns for v in eqn.invars if jaxprs.is_variable(v)} | set(
+            filter(jaxprs.is_variable, targets)
+        )
+
+        def run(inputs: Sequence[Held]) -> list[Any]:
+            env = dict(known)
+            for v, (k, i) in zip(jaxpr.invars, self._in_leaves, strict=True):
+                if v in used and self._rank_in((k, i)) == rank:
+                    layout = self._inputs[k]
+                    env[v] = read(inputs[k].rows, layout.homes[i][rank], layout.leaves[i].shape)
+            return jaxprs.evaluate(eqns, env, targets)
+
+        return run
+
+
+def _pin(inputs: Sequence[Held], zero: jax.Array) -> list[Held]:
+    """Ties all rows to the guard's trip count, or XLA would run what reads them on every rank."""
+    pinned, _ = lax.optimization_barrier(([x.rows for x in inputs], zero))
+    return [Held(rows, x.shared) for rows, x in zip(pinned, inputs, strict=True)]

@@ -1,0 +1,38 @@
+"""What changes in training, and all that a restart needs of the model."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from jaxpipe.storage import Placed
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "key"],
+    meta_fields=["key_impl"],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of a run. Every leaf is an array on the mesh.
+
+    Attributes:
+      step: int32 scalar, steps taken.
+      params: the parameters, placed.
+      opt_state: the optimizer's state, placed; None for an engine without an optimizer.
+      key: key data of the run's PRNG key; step `n` uses `fold_in(key, n)`.
+      key_impl: the key's implementation (static).
+    """
+
+    step: Any
+    params: Placed
+    opt_state: Placed | None
+    key: Any
+    key_impl: str
+
+    @property
+    def step_key(self) -> jax.Array:
+        """The key of the next step."""
+        return jax.random.fold_in(jax.random.wrap_key_data(self.key, impl=self.key_impl), self.step)

@@ -1,0 +1,155 @@
+"""One pass over a batch inside `shard_map`: the loop, and the reductions that follow it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpipe.executor.actions import (
+    Station,
+    Surroundings,
+    backward,
+    evaluate,
+    forward,
+    payload_packing,
+    stash_packing,
+)
+from jaxpipe.executor.program import Program
+from jaxpipe.executor.run import Action, Carry, Cells, run_program
+from jaxpipe.mesh import DATA, PIPE
+from jaxpipe.schedules import Op
+from jaxpipe.spec import cast_floats
+from jaxpipe.storage import Layout, Rows, collect_gradients, send_copies
+
+PyTree = Any
+
+
+class Totals(NamedTuple):
+    """Sums over the whole batch.
+
+    Attributes:
+      loss: float32 scalar, the mean.
+      weight: float32 scalar, what the sum was divided by.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A program with the stages that it runs, ready to be called inside `shard_map`.
+
+    Attributes:
+      program: the schedule as integers.
+      stations: the stages' codes, in the order of the program's branch codes.
+      layout: of the parameters.
+      num_microbatches: of each data rank.
+      num_data: size of the `data` axis.
+      compute_dtype: what the weights are cast to, once a step; None leaves them.
+      fill: what buffers hold before anything is written; NaN in tests.
+    """
+
+    program: Program
+    stations: Sequence[Station]
+    layout: Layout
+    num_microbatches: int
+    num_data: int
+    compute_dtype: Any
+    fill: float = 0.0
+
+    def gradients(
+        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array
+    ) -> tuple[Totals, dict[str, jax.Array]]:
+        """The loss of the batch and its gradients, in float32 or wider.
+
+        Args:
+          rows: this rank's row of each parameter buffer.
+          batch: this data rank's part, `[rows, ...]`.
+          key: of the step.
+        """
+        moving = self.layout.trainable
+        wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)
+        zeros = {name: jnp.zeros(b.shape, wide(b.dtype)) for name, b in moving.buffers.items()}
+        stash = stash_packing(self.stations)
+        carry = dict(grads=zeros, stash=stash.empty(self.program.num_rows, self.fill))
+        carry = self._run(rows, batch, key, carry, stash)
+        grads = collect_gradients(moving, carry["grads"])
+        if self.num_data > 1:
+            grads = lax.psum(grads, DATA)
+        totals = self._totals(carry)
+        scale = 1 / totals.weight
+        narrow = {name: moving.buffers[name].dtype for name in grads}
+        return totals, {name: (g * scale).astype(narrow[name]) for name, g in grads.items()}
+
+    def loss(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array) -> Totals:
+        """The loss of the batch, by a forward-only program."""
+        return self._totals(self._run(rows, batch, key, {}, stash_packing([])))
+
+    def outputs(
+        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, spec: PyTree
+    ) -> PyTree:
+        """The last layer's outputs `[rows, ...]` for this data rank, on every pipeline rank.
+
+        Args:
+          rows: this rank's row of each parameter buffer.
+          batch: this data rank's part.
+          key: unused by layers that do not train.
+          spec: abstract outputs of one microbatch.
+        """
+        count = self.num_microbatches
+        empty = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), spec)
+        carry = self._run(rows, batch, key, dict(outputs=empty), stash_packing([]))
+        join = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        # Every rank but the last holds zeros.
+        return jax.tree.map(lambda x: _psum_any(join(x)), carry["outputs"])
+
+    def _run(
+        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, carry: Carry, stash: Any
+    ) -> Carry:
+        rows = cast_floats(send_copies(self.layout, rows), self.compute_dtype)
+        payload = payload_packing(self.stations, backward="grads" in carry)
+        around = Surroundings(rows, self._context(batch, key), payload, stash)
+        carry = carry | dict(loss=(jnp.zeros(()), jnp.zeros(())))
+        actions = [
+            self._action(op, self.stations[code], around, carry)
+            for op, code in self.program.branches
+        ]
+        return run_program(self.program, actions, payload, carry, self.fill)
+
+    def _action(self, op: Op, station: Station, around: Surroundings, carry: Carry) -> Action:
+        if "grads" not in carry:
+            return evaluate(station, around, outputs="outputs" in carry)
+        makers: dict[Op, Callable[..., Action]] = {Op.F: forward, Op.B: backward}
+        return makers[op](station, around)
+
+    def _context(
+        self, batch: Mapping[str, PyTree], key: jax.Array
+    ) -> Callable[[Cells], dict[str, Any]]:
+        """A microbatch's slice of the batch, its key, and its stage's first layer."""
+        count = self.num_microbatches
+        cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
+        pieces = jax.tree.map(cut, dict(batch))
+        offset = lax.axis_index(DATA) * count if self.num_data > 1 else 0
+
+        def context(cells: Cells) -> dict[str, Any]:
+            index = cells["microbatch"]
+            take = lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
+            piece_key = jax.random.fold_in(key, offset + index)
+            return dict(batch=jax.tree.map(take, pieces), key=piece_key, layer=cells["layer"])
+
+        return context
+
+    def _totals(self, carry: Carry) -> Totals:
+        axes = (PIPE, DATA) if self.num_data > 1 else (PIPE,)
+        loss, weight = lax.psum(carry["loss"], axes)
+        return Totals(loss / weight, weight)
+
+
+def _psum_any(x: jax.Array) -> jax.Array:
+    if x.dtype == jnp.bool_:
+        return lax.psum(x.astype(jnp.int8), PIPE).astype(jnp.bool_)
+    return lax.psum(x, PIPE)

@@ -1,0 +1,49 @@
+"""The layout of a model's parameters: each layer's leaves on the rank that runs its stage."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.layers import Layer
+from jaxpipe.model import Logical
+from jaxpipe.storage.layout import Layout, LeafSpec, build_layout
+
+
+def parameter_layout(
+    layers: Sequence[Layer], params: Logical, rank_of: Sequence[int], num_ranks: int
+) -> Layout:
+    """Where each parameter lives.
+
+    Args:
+      layers: all layers of the model.
+      params: abstract parameters by owner.
+      rank_of: for each layer the rank that runs it.
+      num_ranks: size of the `pipe` axis.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    users: dict[str, list[int]] = {}
+    kinds: dict[object, set[int]] = {}
+    for layer in layers:
+        ranks = users.setdefault(layer.owner, [])
+        if rank_of[layer.index] not in ranks:
+            ranks.append(rank_of[layer.index])
+        kinds.setdefault(layer.kind, set()).add(rank_of[layer.index])
+    leaves, priority = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layer = by_name[path[0].key]
+        rank, *copies = users[layer.name]
+        frozen = layer.is_frozen(path[1:]) or not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        name = jax.tree_util.keystr(path)
+        shape, dtype = tuple(leaf.shape), jnp.dtype(leaf.dtype)
+        leaves.append(LeafSpec(name, shape, dtype, rank, tuple(copies), frozen))
+        # Layers that several ranks have choose first, so that they meet in the same buffers.
+        priority.append((len(kinds[layer.kind]) == 1, layer.index))
+    order = sorted(range(len(leaves)), key=priority.__getitem__)
+    return build_layout(jax.tree.structure(params), leaves, num_ranks, order)
+
+
+def leaves_of(layout: Layout, params: Logical) -> dict[str, list[int]]:
+    """For each owner the indices of its leaves in the layout."""
+    indices = jax.tree.unflatten(layout.treedef, range(len(layout.leaves)))
+    return {name: jax.tree.leaves(indices[name]) for name in params}
