@@ -153,8 +153,8 @@ class Machine:
             key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         )
         settled = self._settled(batch)
-        params_key, run_key = jax.random.split(key)
-        params = self._fresh(settled, params_key, batch)
+        params = self._fresh(settled, key, batch)
+        run_key = jax.random.fold_in(key, len(self._model.layers))  # no layer has this one
         optimizer = settled.optimizer
         opt_state = None
         if optimizer is not None:

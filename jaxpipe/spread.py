@@ -87,33 +87,34 @@ class Spread:
         round_of = dict.fromkeys(rank, 0)
         self._exchanged: dict[Var, int] = {}  # variable -> the round after which it travels
 
-        def use(variables: Sequence[Var], target: int | None, mixes: bool, what: str) -> int:
+        def use(variables: Sequence[Var], target: int | None, what: str) -> int:
+            """The round in which `target` (None: every rank) knows them all."""
             rounds = [0]
             for v in variables:
-                if mixes and rank[v] is not None and rank[v] != target:
+                rounds.append(round_of[v])
+                if rank[v] not in (None, target):
                     self._check_small(v, what)
                     self._exchanged[v] = round_of[v]
                     rounds.append(round_of[v] + 1)
-                else:
-                    rounds.append(round_of[v])
             return max(rounds)
 
         for eqn in jaxpr.eqns:
             reads = [v for v in eqn.invars if jaxprs.is_variable(v)]
             ranks = {rank[v] for v in reads} - {None}
-            mixes = len(ranks) > 1
-            at = use(reads, None, mixes, f"the operation `{eqn.primitive.name}`")
+            if len(ranks) > 1:  # small values go to where the large ones are, or to all
+                ranks = {rank[v] for v in reads if not _is_small(v)} - {None}
+            target = next(iter(ranks), None)
+            at = use(reads, target, f"the operation `{eqn.primitive.name}`")
             for v in eqn.outvars:
-                rank[v] = None if mixes or not ranks else next(iter(ranks))
-                round_of[v] = at
+                rank[v], round_of[v] = target, at
         for v, place in zip(jaxpr.outvars, self._out_leaves, strict=True):
             if jaxprs.is_variable(v):
-                use([v], self._rank_out(place), True, "a result")
+                use([v], self._rank_out(place), "a result")
         self._rank, self._round = rank, round_of
         self._num_rounds = 1 + max(self._exchanged.values(), default=-1)
 
     def _check_small(self, v: Var, what: str) -> None:
-        if math.prod(v.aval.shape) > LARGEST_EXCHANGE:
+        if not _is_small(v):
             raise OptimizerError(
                 f"{self._what} mixes whole arrays of layers on different ranks: {what} reads a"
                 f" {v.aval.dtype}{list(v.aval.shape)} of one rank together with values of another."
@@ -234,6 +235,10 @@ class Spread:
             return jaxprs.evaluate(eqns, env, targets)
 
         return run
+
+
+def _is_small(v: Var) -> bool:
+    return math.prod(v.aval.shape) <= LARGEST_EXCHANGE
 
 
 def _pin(inputs: Sequence[Held], zero: jax.Array) -> list[Held]:

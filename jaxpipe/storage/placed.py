@@ -66,13 +66,20 @@ def write(rows: dict[str, jax.Array], home: Home, value: jax.Array) -> None:
 
 def accumulate(rows: dict[str, jax.Array], home: Home, value: jax.Array) -> None:
     """Adds to one leaf of a rank's row, in the row's dtype."""
-    write(rows, home, read(rows, home, value.shape) + value.astype(rows[home.buffer].dtype))
+    row = rows[home.buffer]
+    value = value.astype(row.dtype)
+    if row.size == value.size:
+        # The sum takes the row's shape: XLA adds in place where the accumulator is not reshaped.
+        rows[home.buffer] = row + value.reshape(row.shape)
+    else:
+        part = lax.slice(row, (home.offset,), (home.offset + value.size,))
+        rows[home.buffer] = lax.dynamic_update_slice(row, part + value.reshape(-1), (home.offset,))
 
 
-def specs(layout: Layout, data: Any = PartitionSpec(PIPE)) -> Placed:
+def specs(layout: Layout) -> Placed:
     """A `Placed` of partition specs: for `shard_map`, and under a mesh for shardings."""
     num_shared = sum(leaf.rank is None for leaf in layout.leaves)
-    return Placed(dict.fromkeys(layout.buffers, data), (PartitionSpec(),) * num_shared, layout)
+    return Placed(dict.fromkeys(layout.buffers, PartitionSpec(PIPE)), (PartitionSpec(),) * num_shared, layout)
 
 
 def abstract_placed(layout: Layout, mesh: Mesh) -> Placed:

@@ -1,0 +1,139 @@
+"""The workload that all benchmarks share, pipelined and plain, in one process each.
+
+    python benchmarks/workload.py --ranks 4 --steps 5
+
+A GPT of 8 layers, width 256, vocabulary 4096, sequence 128; 16 microbatches of 2 sequences; AdamW in
+float32. `--ranks 0` is the same layers in plain JAX, unrolled, with gradients accumulated over the
+microbatches by a scan. Prints one line of JSON: seconds to compile, seconds of each step, bytes of
+temporaries, the loss.
+"""
+
+import argparse
+import json
+import os
+import time
+from typing import Any
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, default=4, help="0 for plain JAX")
+    parser.add_argument("--schedule", default="1f1b")
+    parser.add_argument("--microbatches", type=int, default=16)
+    parser.add_argument("--partition", default="flops")
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--text", help="write the optimised program to this file")
+    parser.add_argument("--profile", help="write a profile of one step to this folder")
+    return parser.parse_args()
+
+
+def build(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model and one batch."""
+    import numpy as np
+
+    import jaxpipe as jp
+    from jaxpipe.models.gpt import GPTConfig, gpt
+
+    config = GPTConfig(
+        vocab_size=options.vocab, width=options.width, num_layers=options.layers,
+        num_heads=options.width // 64, sequence_length=128,
+    )  # fmt: skip
+    model = jp.PipelineModule(
+        gpt(config), jp.losses.cross_entropy, partition_method=options.partition
+    )
+    tokens = np.random.default_rng(0).integers(
+        0, options.vocab, (2 * options.microbatches, 129), dtype=np.int32
+    )
+    return model, dict(inputs=tokens[:, :-1], targets=tokens[:, 1:])
+
+
+def plain_step(model: Any, optimizer: Any, num_microbatches: int) -> Any:
+    """The step without a pipeline: `(params, opt_state, batch) -> (params, opt_state, loss)`."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def one(params: Any, microbatch: Any) -> Any:
+        loss, weight = model.loss_terms(model.apply(params, microbatch, train=True), microbatch)
+        return loss, weight
+
+    def step(params: Any, opt_state: Any, batch: Any) -> Any:
+        cut = lambda x: x.reshape(num_microbatches, -1, *x.shape[1:])
+        pieces = jax.tree.map(cut, batch)
+
+        def body(carry: Any, piece: Any) -> Any:
+            (loss, weight), grads = jax.value_and_grad(one, has_aux=True)(params, piece)
+            return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
+
+        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (loss, weight, grads), _ = jax.lax.scan(body, zero, pieces)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss / weight
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def main() -> None:
+    options = arguments()
+    flags = f"--xla_force_host_platform_device_count={max(options.ranks, 1)}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import optax
+
+    import jaxpipe as jp
+
+    model, batch = build(options)
+    optimizer = optax.adamw(3e-4)
+    if options.ranks:
+        remat = int(options.remat) if options.remat.isdigit() else options.remat
+        engine = jp.initialize(
+            model, mesh=jp.make_mesh(pipe=options.ranks), optimizer=optimizer,
+            schedule=options.schedule, num_microbatches=options.microbatches, remat=remat,
+        )  # fmt: skip
+        state = engine.init(jax.random.key(0), batch)
+        start = time.perf_counter()
+        compiled = engine.compiled(state, batch)
+        advance = lambda state: engine.train_batch(state, batch)
+        loss_of = lambda metrics: metrics["loss"]
+    else:
+        params = model.init(jax.random.key(0), batch)
+        state = (params, jax.jit(optimizer.init)(params))
+        step = plain_step(model, optimizer, options.microbatches)
+        start = time.perf_counter()
+        compiled = step.lower(*state, batch).compile()
+        batch = jax.device_put(batch)
+
+        def advance(state: Any) -> Any:
+            *state, loss = compiled(*state, batch)
+            return state, loss
+
+        loss_of = lambda loss: loss
+    compile_seconds = time.perf_counter() - start
+    if options.text:
+        with open(options.text, "w") as file:
+            file.write(compiled.as_text())
+    seconds = []
+    for number in range(options.steps + 1):
+        start = time.perf_counter()
+        state, out = advance(state)
+        loss = float(loss_of(out))
+        seconds.append(time.perf_counter() - start)
+        if options.profile and number == 0:
+            with jax.profiler.trace(options.profile):
+                state, out = advance(state)
+                jax.block_until_ready(out)
+    memory = compiled.memory_analysis()
+    result = dict(
+        compile=compile_seconds, steps=seconds[1:], temporaries=memory.temp_size_in_bytes, loss=loss
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

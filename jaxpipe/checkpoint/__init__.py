@@ -1,0 +1,3 @@
+"""Training states on disk."""
+
+from jaxpipe.checkpoint.orbax import Checkpoints as Checkpoints

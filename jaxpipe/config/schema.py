@@ -1,0 +1,120 @@
+"""What a run is: one frozen dataclass per component, every field documented.
+
+The text under a field is its help on the command line too. `Config()` is a complete run; a YAML
+file (`jaxpipe.config.read`) and the command line change single fields of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a GPT that reads and predicts bytes (vocabulary 256)."""
+
+    layers: int = 8
+    """Transformer blocks; with the embedding and the head the pipeline has this many layers + 2."""
+    width: int = 128
+    """Features per position; a multiple of heads."""
+    heads: int = 4
+    """Attention heads per block."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text: the *.py files below a folder, split in two by a hash of their names."""
+
+    directory: str | None = None
+    """Folder with the text; null is the standard library of the Python that runs jaxpipe."""
+    held_out_fraction: float = 0.05
+    """Share of the files that is never trained on, between 0 and 1 (both excluded)."""
+    fingerprint: str | None = None
+    """Hash of the text. A run fills it in; where it is set, other text is refused."""
+    sequence_length: int = 128
+    """Bytes that a sample shows the model; it predicts the next byte after each of them."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay of the learning rate."""
+
+    learning_rate: float = 3e-3
+    """Highest learning rate, reached after the warm-up."""
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises from near 0 to its highest."""
+    final_fraction: float = 0.1
+    """Learning rate of the last step, as a share of the highest, 0 to 1."""
+    weight_decay: float = 0.1
+    """Decay of the matrices (biases and norm scales do not decay)."""
+    beta1: float = 0.9
+    """Decay of the running mean of gradients, 0 to 1 (1 excluded)."""
+    beta2: float = 0.95
+    """Decay of the running mean of squared gradients, 0 to 1 (1 excluded)."""
+    clip_norm: float | None = 1.0
+    """Longest gradient, all layers taken together; longer ones are scaled down. null: never."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How the model is cut, placed and run."""
+
+    ranks: int = 4
+    """Places in the pipeline, one stage each."""
+    data: int = 1
+    """Copies of the pipeline, each on its own part of a batch; devices = ranks x data."""
+    microbatches: int = 8
+    """Parts that a batch passes through the pipeline in."""
+    schedule: str = "1f1b"
+    """Which rank does what at which tick, by name; `jaxpipe draw NAME` shows it."""
+    partition: str | tuple[int, ...] = "parameters"
+    """How layers become stages: uniform, parameters, flops, type:REGEX, or the boundaries."""
+    remat: Literal["none", "full"] | int = "none"
+    """What the backward recomputes: none, full, or all but every so many layers' inputs."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the activations; parameters and the optimizer stay float32."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long to train, and what to say and keep on the way."""
+
+    steps: int = 1000
+    """Steps of the whole run; a resumed run goes on up to this step."""
+    batch_size: int = 8
+    """Samples per step, over all copies; a multiple of microbatches x data."""
+    seed: int = 0
+    """Seed of the parameters, of dropout and of the order of the data."""
+    log_interval: int = 20
+    """Steps between two lines of metrics."""
+    eval_interval: int = 250
+    """Steps between two evaluations on held-out text; the last step is always evaluated."""
+    eval_batches: int = 32
+    """Batches of held-out text per evaluation, spaced evenly, always the same."""
+    checkpoint_interval: int = 250
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk, at least 2."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run is written: directory/name/."""
+
+    name: str = "gpt-stdlib"
+    """Name of the run, and of its folder."""
+    directory: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,178 @@
+"""Finds what is wrong with a configuration before anything starts: all of it, at once.
+
+Only integers and names are looked at here. No JAX backend starts, so that a mistake costs a second
+on a laptop and not a queue on a cluster.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from jaxpipe.config.schema import Config, PipelineConfig
+from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
+from jaxpipe.partition import METHODS, LayerCost, partition
+from jaxpipe.schedules.names import NAMES, by_name
+
+
+def validate(config: Config) -> Config:
+    """The configuration itself, if it can run.
+
+    Raises:
+      ConfigError: with every problem on a line of its own.
+    """
+    problems = [
+        *_ranges(config),
+        *_model(config),
+        *_batch(config),
+        *_schedule(config.pipeline),
+        *_partition(config),
+        *_run(config),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def nearest_multiples(number: int, divisor: int) -> tuple[int, ...]:
+    """The multiples of `divisor` next to `number`, below and above; none below 1.
+
+    >>> nearest_multiples(30, 8), nearest_multiples(3, 8), nearest_multiples(16, 8)
+    ((24, 32), (8,), (16,))
+    """
+    below = number // divisor * divisor
+    around = {below, below if below == number else below + divisor}
+    return tuple(sorted(multiple for multiple in around if multiple > 0))
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    model, data, pipeline, trainer = config.model, config.data, config.pipeline, config.trainer
+    least_one = {
+        "model.layers": model.layers,
+        "model.width": model.width,
+        "model.heads": model.heads,
+        "data.sequence_length": data.sequence_length,
+        "pipeline.ranks": pipeline.ranks,
+        "pipeline.data": pipeline.data,
+        "pipeline.microbatches": pipeline.microbatches,
+        "trainer.steps": trainer.steps,
+        "trainer.batch_size": trainer.batch_size,
+        "trainer.log_interval": trainer.log_interval,
+        "trainer.eval_interval": trainer.eval_interval,
+        "trainer.eval_batches": trainer.eval_batches,
+        "trainer.checkpoint_interval": trainer.checkpoint_interval,
+    }
+    for name, number in least_one.items():
+        if number < 1:
+            yield f"{name}: got {number}, expected at least 1."
+    if trainer.keep_checkpoints < 2:
+        yield (
+            f"trainer.keep_checkpoints: got {trainer.keep_checkpoints}, expected at least 2: with"
+            " one, a disk that fills up while it is replaced leaves none."
+        )
+    if not 0 <= trainer.seed < 2**32:
+        yield f"trainer.seed: got {trainer.seed}, expected 0 to 2**32 - 1."
+    if isinstance(pipeline.remat, int) and pipeline.remat < 1:
+        yield f"pipeline.remat: got {pipeline.remat}, expected 'none', 'full' or at least 1."
+    if not 0 < data.held_out_fraction < 1:
+        yield f"data.held_out_fraction: got {data.held_out_fraction}, expected between 0 and 1."
+    yield from _optimizer_ranges(config)
+
+
+def _optimizer_ranges(config: Config) -> Iterator[str]:
+    optimizer, steps = config.optimizer, config.trainer.steps
+    below_one = {
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "model.dropout": config.model.dropout,
+    }
+    for name, number in below_one.items():
+        if not 0 <= number < 1:
+            yield f"{name}: got {number}, expected 0 or more and less than 1."
+    if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
+        yield f"optimizer.learning_rate: got {optimizer.learning_rate}, expected more than 0."
+    if not (math.isfinite(optimizer.weight_decay) and optimizer.weight_decay >= 0):
+        yield f"optimizer.weight_decay: got {optimizer.weight_decay}, expected 0 or more."
+    if not 0 <= optimizer.final_fraction <= 1:
+        yield f"optimizer.final_fraction: got {optimizer.final_fraction}, expected 0 to 1."
+    if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
+        yield f"optimizer.clip_norm: got {optimizer.clip_norm}, expected more than 0, or null."
+    if not 0 <= optimizer.warmup_steps <= steps:
+        yield (
+            f"optimizer.warmup_steps: got {optimizer.warmup_steps}, expected 0 to"
+            f" trainer.steps = {steps}."
+        )
+
+
+def _model(config: Config) -> Iterator[str]:
+    width, heads = config.model.width, config.model.heads
+    if width > 0 and heads > 0 and width % heads:
+        near = " or ".join(map(str, nearest_multiples(width, heads)))
+        yield (
+            f"model.width: got {width}, which {heads} heads do not divide; try width {near},"
+            " or another number of heads."
+        )
+
+
+def _batch(config: Config) -> Iterator[str]:
+    size, microbatches, data = (
+        config.trainer.batch_size,
+        config.pipeline.microbatches,
+        config.pipeline.data,
+    )
+    parts = microbatches * data
+    if min(size, microbatches, data) > 0 and size % parts:
+        near = " or ".join(map(str, nearest_multiples(size, parts)))
+        yield (
+            f"trainer.batch_size: got {size}, which is no multiple of pipeline.microbatches x"
+            f" pipeline.data = {microbatches} x {data} = {parts}; try {near}."
+        )
+
+
+def _schedule(pipeline: PipelineConfig) -> Iterator[str]:
+    if pipeline.schedule not in NAMES:
+        hint = nearest(pipeline.schedule, NAMES)
+        yield f"pipeline.schedule: unknown {pipeline.schedule!r}; {hint}"
+    elif pipeline.ranks > 0 and pipeline.microbatches > 0:
+        try:
+            by_name(pipeline.schedule, pipeline.ranks, pipeline.microbatches)
+        except ScheduleError as error:
+            yield f"pipeline.schedule: {error}"
+
+
+def _partition(config: Config) -> Iterator[str]:
+    method, ranks, layers = config.pipeline.partition, config.pipeline.ranks, num_layers(config)
+    if ranks < 1 or config.model.layers < 1:
+        return
+    if ranks > layers:
+        yield (
+            f"pipeline.ranks: got {ranks}, more than the pipeline's {layers} layers (embedding,"
+            f" {config.model.layers} blocks, head); use fewer ranks or more model.layers."
+        )
+    elif isinstance(method, tuple):
+        alike = [LayerCost(str(i), "layer", 1, 1, 1) for i in range(layers)]
+        try:
+            partition(alike, ranks, method)
+        except PartitionError as error:
+            yield f"pipeline.partition: {error}"
+    elif method.startswith("type:"):
+        try:
+            re.compile(method.removeprefix("type:"))
+        except re.error as error:
+            yield f"pipeline.partition: {method!r} holds no regular expression: {error}."
+    elif method not in METHODS:
+        yield (
+            f"pipeline.partition: unknown {method!r}; {nearest(method, METHODS)} A list of"
+            " boundaries works, too."
+        )
+
+
+def num_layers(config: Config) -> int:
+    """Layers of the pipeline: the embedding, the blocks and the head."""
+    return config.model.layers + 2
+
+
+def _run(config: Config) -> Iterator[str]:
+    name = config.run.name
+    if name in ("", ".", "..") or PurePath(name).name != name or "\\" in name:
+        yield f"run.name: got {name!r}, expected the name of a folder, without separators."

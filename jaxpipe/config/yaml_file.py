@@ -1,0 +1,173 @@
+"""A configuration as a YAML file: read it with every mistake listed, or write it.
+
+Reading goes over YAML's nodes, which know their lines, and not over the dicts that come of them:
+so a message names file and line, and a key given twice is seen.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from jaxpipe.config.schema import Config
+from jaxpipe.errors import ConfigError, nearest
+
+_Problems = list[tuple[int, str]]
+
+
+def read(path: str | Path) -> Config:
+    """The configuration in a YAML file; a field that it does not name keeps its default.
+
+    Raises:
+      ConfigError: the file is missing or is no YAML, or it has unknown keys, keys given twice
+          or values of the wrong type; all of them are listed, each with its line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}.") from error
+    return parse(text, name=str(path))
+
+
+def parse(text: str, *, name: str = "<text>") -> Config:
+    """The configuration that a YAML text holds; `name` stands for the file in messages.
+
+    >>> parse("pipeline: {ranks: 2}").pipeline.ranks
+    2
+
+    Raises:
+      ConfigError: as `read`.
+    """
+    loader = yaml.SafeLoader(text)
+    problems: _Problems = []
+    try:
+        node = loader.get_single_node()
+        config = Config() if node is None else _component(loader, node, Config, "", problems)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{name}:{line}: this is not YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: this is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+    if problems:
+        listed = [f"{name}:{line}: {problem}" for line, problem in sorted(problems)]
+        raise ConfigError("\n".join(listed))
+    return cast(Config, config)
+
+
+def to_yaml(config: Config) -> str:
+    """The YAML text of every field: `parse(to_yaml(config)) == config`.
+
+    >>> print(to_yaml(Config()).splitlines()[0])
+    model:
+    """
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _component(
+    loader: yaml.SafeLoader, node: yaml.Node, kind: type, path: str, problems: _Problems
+) -> Any:
+    """A `kind` from a mapping node; adds what is wrong to `problems` and leaves it out."""
+    hints = get_type_hints(kind)
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+        return kind()  # a component whose fields are all commented out
+    if not isinstance(node, yaml.MappingNode):
+        where = path or "the file"
+        problems.append((_line(node), f"{where}: got {_shown(loader, node)}, expected keys."))
+        return kind()
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        full = f"{path}.{key}" if path else key
+        if key not in hints:
+            hint = nearest(key, hints)
+            problems.append((_line(key_node), f"unknown key {full!r}; {hint}"))
+        elif key in values:
+            problems.append((_line(key_node), f"{full}: given twice; keep one."))
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = _component(loader, value_node, hints[key], full, problems)
+        else:
+            try:
+                values[key] = _value(loader.construct_object(value_node, deep=True), hints[key])
+            except _WrongType:
+                got, expected = _shown(loader, value_node), _described(hints[key])
+                problems.append((_line(value_node), f"{full}: got {got}, expected {expected}."))
+    return kind(**values)
+
+
+class _WrongType(Exception):
+    """A value that does not fit its field."""
+
+
+def _value(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, or `_WrongType`. Only what loses nothing is converted."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _first_fit(value, options)
+    if origin is Literal:
+        if value in options and type(value) in {type(option) for option in options}:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_value(item, options[0]) for item in value)
+    elif hint is float:
+        number = _number(value)
+        if number is not None:
+            return number
+    elif type(value) is hint or (hint is type(None) and value is None):
+        return value
+    raise _WrongType
+
+
+def _first_fit(value: Any, options: tuple[Any, ...]) -> Any:
+    for option in options:
+        try:
+            return _value(value, option)
+        except _WrongType:
+            continue
+    raise _WrongType
+
+
+def _number(value: Any) -> float | None:
+    # YAML 1.1 reads 3e-4 (no dot, no sign) as text; nobody who writes it means text.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if isinstance(value, str) and not math.isfinite(number) else number
+
+
+def _described(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_described(option) for option in options)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in options)
+    if origin is tuple:
+        return "a list of integers"
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return names.get(hint, "null")
+
+
+def _shown(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "keys"
+    value = loader.construct_object(node, deep=True)
+    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _plain(value: Any) -> Any:
+    """`value` with lists for tuples, which YAML's safe types do not have."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,114 @@
+"""What a training loop says about its steps, without making the devices wait."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from jaxpipe.metrics.console import Console
+from jaxpipe.metrics.sink import Sinks
+from jaxpipe.metrics.throughput import Throughput
+
+
+class Diverged(FloatingPointError):
+    """A loss that is not a number, or infinite."""
+
+
+class Report:
+    """Reads the metrics of steps, one step late, and hands them on.
+
+    Reading a number waits for the device that computes it. So each call reads the numbers of the
+    step before, while the devices work on the step that was just handed to them.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        sinks: Sinks,
+        *,
+        tokens_per_step: int,
+        log_interval: int,
+        learning_rates: Sequence[float],
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+          console: shows every step.
+          sinks: get the metrics of the steps that `log_interval` divides, of the first step, and
+            of one whose loss is not finite.
+          tokens_per_step: for the speed.
+          log_interval: steps between two lines.
+          learning_rates: of each step, the first one's first.
+        """
+        self._console, self._sinks = console, sinks
+        self._tokens_per_step, self._log_interval = tokens_per_step, log_interval
+        self._learning_rates = learning_rates
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._start = time.perf_counter()
+        self._throughput: Throughput | None = None
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes a step's metrics, scalars on a device ("loss", "grad_norm"); reads the last ones.
+
+        Raises:
+          Diverged: the loss of the step before is not finite.
+        """
+        self.flush()
+        self._pending = (step, metrics)
+        if self._throughput is None:
+            self.flush()  # the first step compiles: wait for it, and leave it out of the speed
+            self._console.note(f"first step, with compilation: {self._seconds():.1f} s")
+            self._throughput = Throughput()
+
+    def flush(self) -> None:
+        """Reads the newest step's metrics, too.
+
+        Raises:
+          Diverged: its loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        loss = float(metrics["loss"])
+        self._console.advance(step, loss)
+        if self._throughput is not None:
+            self._throughput.add(self._tokens_per_step)
+        if step % self._log_interval == 0 or self._throughput is None or not math.isfinite(loss):
+            self._log(step, loss, float(metrics["grad_norm"]))
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of step {step} is {loss}")
+
+    def held_out(self, step: int, loss: float, **others: float) -> None:
+        """Takes the loss on held-out text after a step, and what it is to be compared with.
+
+        Raises:
+          Diverged: the loss is not finite.
+        """
+        self._write(step, {"held_out_loss": loss, **others, "seconds": self._seconds()})
+        if not math.isfinite(loss):
+            raise Diverged(f"the held-out loss after step {step} is {loss}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps what happens inside out of the speed; all steps before it are read first."""
+        self.flush()
+        with self._throughput.paused() if self._throughput is not None else nullcontext():
+            yield
+
+    def _log(self, step: int, loss: float, grad_norm: float) -> None:
+        scalars = {
+            "loss": loss,
+            "learning_rate": float(self._learning_rates[step - 1]),
+            "grad_norm": grad_norm,
+        }
+        if self._throughput is not None:
+            scalars["tokens_per_second"] = self._throughput.read()
+        self._write(step, {**scalars, "seconds": self._seconds()})
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._console.write(step, scalars)
+        self._sinks.write(step, scalars)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start

@@ -1,0 +1,272 @@
+"""Trains: from a configuration to a trained model, with metrics and checkpoints on the way.
+
+Steps are counted from 1. The batch of a step is a pure function of (seed, step), and a checkpoint
+holds the rest, so a resumed run gives the numbers that an uninterrupted one gives.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxpipe import losses
+from jaxpipe.checkpoint import Checkpoints
+from jaxpipe.config import (
+    Config,
+    OptimizerConfig,
+    PipelineConfig,
+    Resume,
+    RunDirectory,
+    choose,
+    validate,
+)
+from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
+from jaxpipe.engine import Engine, initialize
+from jaxpipe.errors import ConfigError, MeshError
+from jaxpipe.mesh import make_mesh
+from jaxpipe.metrics import Console, Diverged, JsonLines, Report, Sinks, TensorBoard, console_for
+from jaxpipe.model import PipelineModule
+from jaxpipe.models.gpt import GPTConfig, gpt
+from jaxpipe.state import TrainState
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      ending: whether the last step was reached.
+      step: steps that are done.
+      checkpoint: the newest checkpoint.
+      held_out_loss: nats per byte on the held-out text.
+      bigram_loss: the same of a byte-bigram model, on the same bytes.
+    """
+
+    ending: Literal["finished", "interrupted"]
+    step: int
+    checkpoint: Path
+    held_out_loss: float
+    bigram_loss: float
+
+
+def run(
+    config: Config,
+    *,
+    resume: Resume = "auto",
+    should_stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
+) -> Outcome:
+    """Trains what a configuration describes, or goes on with it.
+
+    Args:
+      config: the run.
+      resume: what to do about an earlier run in the same folder; see `config.choose`.
+      should_stop: asked after each step; True ends the run there, with a checkpoint.
+      console: where to show how it goes; by default the standard output.
+
+    Raises:
+      JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used.
+      Diverged: a loss is not finite; the message says where the last good checkpoint is.
+    """
+    validate(config)
+    console = console_for(config.trainer.steps) if console is None else console
+    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
+    folder = choose(with_fingerprint(config, corpus), resume)
+    console.note(
+        f"text: {corpus.num_files:,} files, {len(corpus.training):,} bytes to train on,"
+        f" {len(corpus.held_out):,} held out"
+    )
+    for change in folder.changes:
+        console.note(f"changed: {change}")
+    return train(build_engine(config), folder, corpus, console, should_stop)
+
+
+def train(
+    engine: Engine,
+    folder: RunDirectory,
+    corpus: Corpus,
+    console: Console,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where."""
+    data, trainer = folder.config.data, folder.config.trainer
+    shape = {"batch_size": trainer.batch_size, "length": data.sequence_length}
+    batch = functools.partial(training_batch, corpus.training, trainer.seed, **shape)
+    held_out = held_out_batches(corpus.held_out, trainer.eval_batches, **shape)
+    bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
+    console.note(f"\n{engine.partition(batch(step=1))}\n\n{engine.schedule}\n")
+    folder.open()
+    with contextlib.ExitStack() as stack:
+        stack.callback(console.close)
+        checkpoints = Checkpoints(folder.checkpoints, keep=trainer.keep_checkpoints)
+        stack.enter_context(checkpoints)
+        stack.enter_context(_pointing_to(checkpoints))
+        state, start = _first_state(engine, checkpoints, trainer.seed, batch(step=1), console)
+        report = stack.enter_context(_reporting(folder, console, start))
+        step, held_out_loss = start, math.nan
+        for step in range(start + 1, trainer.steps + 1):
+            state, metrics = engine.train_batch(state, batch(step=step))
+            report.step(step, metrics)
+            stop = should_stop()
+            save = stop or step % trainer.checkpoint_interval == 0 or step == trainer.steps
+            if save or step % trainer.eval_interval == 0:
+                with report.paused():
+                    held_out_loss = evaluate(engine, state, held_out)
+                    report.held_out(step, held_out_loss, bigram_loss=bigram_loss)
+                    if save:
+                        checkpoints.save(step, state)
+            if stop:
+                break
+        if step == start:  # an earlier run did it all
+            held_out_loss = evaluate(engine, state, held_out)
+    ending = "finished" if step >= trainer.steps else "interrupted"
+    return Outcome(ending, step, checkpoints.path(step), held_out_loss, bigram_loss)
+
+
+def evaluate(engine: Engine, state: TrainState, batches: Sequence[Batch]) -> float:
+    """Mean loss over batches, each position weighing the same."""
+    results = [engine.eval_batch(state, batch) for batch in batches]
+    weights = [float(result["weight"]) for result in results]
+    sums = [float(result["loss"]) * weight for result, weight in zip(results, weights, strict=True)]
+    return sum(sums) / sum(weights)
+
+
+def build_engine(config: Config) -> Engine:
+    """The engine that a configuration describes.
+
+    Raises:
+      JaxpipeError: there are too few devices, or the model cannot be cut as asked.
+    """
+    pipeline = config.pipeline
+    _check_devices(pipeline)
+    network = GPTConfig(
+        vocab_size=256,
+        num_layers=config.model.layers,
+        width=config.model.width,
+        num_heads=config.model.heads,
+        sequence_length=config.data.sequence_length,
+        dropout=config.model.dropout,
+    )
+    model = PipelineModule(
+        layers=gpt(network),
+        loss_fn=losses.cross_entropy,
+        partition_method=pipeline.partition,
+        compute_dtype=jnp.dtype(pipeline.compute_dtype),
+    )
+    return initialize(
+        model,
+        mesh=make_mesh(pipe=pipeline.ranks, data=pipeline.data),
+        optimizer=build_optimizer(config.optimizer, config.trainer.steps),
+        schedule=pipeline.schedule,
+        num_microbatches=pipeline.microbatches,
+        remat=pipeline.remat,
+    )
+
+
+def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping; only matrices decay."""
+    adamw = optax.adamw(
+        learning_rate(config, num_steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """A function of the number of steps that are done: a line up, then a cosine down.
+
+    >>> rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4), num_steps=10)
+    >>> [round(float(rate(done)), 2) for done in (0, 3, 4, 10)]
+    [0.2, 0.8, 1.0, 0.1]
+    """
+    warmup = config.warmup_steps
+    return optax.warmup_cosine_decay_schedule(
+        # From one part, not from nothing: the first step is to count.
+        init_value=config.learning_rate / (warmup + 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(num_steps, warmup + 1),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+
+
+def with_fingerprint(config: Config, corpus: Corpus) -> Config:
+    """The configuration with the text's hash filled in.
+
+    Raises:
+      ConfigError: it asks for another text.
+    """
+    wanted, found = config.data.fingerprint, corpus.fingerprint
+    if wanted not in (None, found):
+        raise ConfigError(
+            f"data.fingerprint: got text with hash {found}, expected {wanted}: another Python, or"
+            " files that have changed. Set it to null to train on this text."
+        )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, fingerprint=found))
+
+
+def _check_devices(pipeline: PipelineConfig) -> None:
+    needed, devices = pipeline.ranks * pipeline.data, jax.devices()
+    if len(devices) < needed:
+        raise MeshError(
+            f"pipeline.ranks x pipeline.data = {pipeline.ranks} x {pipeline.data} needs {needed}"
+            f" devices; there are {len(devices)} ({devices[0].platform}). Use fewer ranks, or set"
+            " JAX_PLATFORMS=cpu to simulate them."
+        )
+
+
+def _first_state(
+    engine: Engine, checkpoints: Checkpoints, seed: int, batch: Batch, console: Console
+) -> tuple[TrainState, int]:
+    """The newest checkpoint and its step, or a new state and 0."""
+    step = checkpoints.latest()
+    if step is None:
+        return engine.init(jax.random.key(seed), batch), 0
+    console.note(f"resuming from step {step}: {checkpoints.path(step)}")
+    return checkpoints.restore(step, engine.abstract_state(batch)), step
+
+
+@contextlib.contextmanager
+def _reporting(folder: RunDirectory, console: Console, start: int) -> Iterator[Report]:
+    """A report into the run's folder, which goes on from step `start`."""
+    config, trainer = folder.config, folder.config.trainer
+    rates = jax.vmap(learning_rate(config.optimizer, trainer.steps))(jnp.arange(trainer.steps))
+    openers = {
+        "metrics.jsonl": lambda: JsonLines(folder.metrics_file, resume_step=start),
+        "TensorBoard": lambda: TensorBoard(folder.path, resume_step=start),
+    }
+    with contextlib.closing(Sinks(openers)) as sinks:
+        yield Report(
+            console,
+            sinks,
+            tokens_per_step=trainer.batch_size * config.data.sequence_length,
+            log_interval=trainer.log_interval,
+            learning_rates=np.asarray(rates).tolist(),
+        )
+
+
+@contextlib.contextmanager
+def _pointing_to(checkpoints: Checkpoints) -> Iterator[None]:
+    """Says where the last good checkpoint is when training diverges."""
+    try:
+        yield
+    except Diverged as error:
+        latest = checkpoints.latest()
+        where = "there is no checkpoint yet" if latest is None else checkpoints.path(latest)
+        raise Diverged(
+            f"{error}. Training stops; last good checkpoint: {where}. Try a lower"
+            " optimizer.learning_rate or optimizer.clip_norm; --resume must goes on from the"
+            " checkpoint with other settings."
+        ) from None

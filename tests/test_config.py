@@ -1,0 +1,276 @@
+"""Configurations: read from YAML, checked, written, compared, and given a folder."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxpipe.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    RunConfig,
+    TrainerConfig,
+    choose,
+    differences,
+    parse,
+    read,
+    to_yaml,
+    validate,
+)
+from jaxpipe.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "gpt-stdlib.yaml"
+
+
+def problems_of(action, *arguments):
+    with pytest.raises(ConfigError) as caught:
+        action(*arguments)
+    return str(caught.value).splitlines()
+
+
+def test_the_file_changes_fields_and_the_others_keep_their_defaults():
+    config = parse("trainer:\n  steps: 7\npipeline: {partition: [0, 2, 10], remat: 2}\nmodel:\n")
+    assert config == Config(
+        trainer=TrainerConfig(steps=7), pipeline=PipelineConfig(partition=(0, 2, 10), remat=2)
+    )
+    assert parse("") == Config()
+
+
+def test_the_shipped_file_names_and_explains_every_field():
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert dataclasses.asdict(read(SHIPPED)).keys() == yaml.safe_load(text).keys()
+    for component, fields in dataclasses.asdict(Config()).items():
+        assert list(yaml.safe_load(text)[component]) == list(fields)
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert [line for line in lines if " # " not in line] == []
+    assert read(SHIPPED) == Config()  # it spells the defaults out
+
+
+def test_all_mistakes_are_listed_at_once_with_their_lines():
+    text = """
+model:
+  heads: four
+  widht: 64
+trainer:
+  steps: 10
+  steps: 20
+  log_interval: 2.5
+  seed: true
+pipelin:
+  ranks: 4
+optimizer: 3
+pipeline:
+  partition: [0, a]
+  remat: half
+  schedule: 1
+"""
+    problems = problems_of(lambda: parse(text, name="run.yaml"))
+    assert [problem.split(": ")[0] for problem in problems] == [
+        f"run.yaml:{line}" for line in (3, 4, 7, 8, 9, 10, 12, 14, 15, 16)
+    ]
+    listed = "\n".join(problems)
+    assert "model.heads: got 'four' (str), expected an integer." in listed
+    assert "unknown key 'model.widht'; did you mean 'width'?" in listed
+    assert "trainer.steps: given twice" in listed
+    assert "trainer.log_interval: got 2.5 (float), expected an integer." in listed
+    assert "trainer.seed: got True (bool), expected an integer." in listed
+    assert "unknown key 'pipelin'; did you mean 'pipeline'?" in listed
+    assert "optimizer: got 3 (int), expected keys." in listed
+    assert "pipeline.partition: got [0, 'a'] (list), expected text or a list of integers." in listed
+    assert "pipeline.remat: got 'half' (str), expected 'none' or 'full' or an integer." in listed
+    assert "pipeline.schedule: got 1 (int), expected text." in listed
+
+
+def test_what_is_no_yaml_or_no_file_is_said_with_its_place(tmp_path):
+    assert problems_of(lambda: parse("model: {\n", name="x.yaml"))[0].startswith("x.yaml:2: ")
+    assert problems_of(lambda: parse("a: !!python/object:os.x {}", name="x"))[0].startswith("x:1: ")
+    assert str(tmp_path / "none.yaml") in problems_of(read, tmp_path / "none.yaml")[0]
+
+
+@pytest.mark.parametrize(("text", "number"), [("3e-4", 3e-4), ("1", 1.0), ("1.0e30", 1e30)])
+def test_numbers_without_a_dot_are_numbers(text, number):
+    value = parse(f"optimizer: {{learning_rate: {text}}}").optimizer.learning_rate
+    assert value == number
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize("text", ["nan", "fast", "true", "[1]", "null"])
+def test_other_text_is_no_number(text):
+    assert "expected a number" in problems_of(parse, f"optimizer: {{beta1: {text}}}")[0]
+
+
+configs = st.builds(
+    Config,
+    model=st.builds(ModelConfig, layers=st.integers(), dropout=st.floats(allow_nan=False)),
+    data=st.builds(
+        DataConfig,
+        directory=st.none() | st.text(st.characters(codec="utf-8")),
+        fingerprint=st.none(),
+    ),
+    optimizer=st.builds(
+        OptimizerConfig,
+        learning_rate=st.floats(allow_nan=False),
+        clip_norm=st.none() | st.floats(0, 1e300),
+    ),
+    pipeline=st.builds(
+        PipelineConfig,
+        partition=st.sampled_from(["uniform", "type:^Block$"])
+        | st.lists(st.integers(0, 99)).map(tuple),
+        remat=st.sampled_from(["none", "full"]) | st.integers(1, 9),
+    ),
+)
+
+
+@given(configs)
+def test_writing_and_reading_gives_the_same(config):
+    assert parse(to_yaml(config)) == config
+
+
+def test_the_defaults_are_valid():
+    assert validate(Config()) == Config()
+
+
+def test_settings_at_odds_are_listed_all_at_once():
+    problems = problems_of(
+        validate,
+        Config(
+            model=ModelConfig(layers=2, width=100, heads=8),
+            pipeline=PipelineConfig(
+                ranks=8, microbatches=8, data=2, schedule="1f1", partition="flop"
+            ),
+            optimizer=OptimizerConfig(warmup_steps=4000, clip_norm=0.0),
+            trainer=TrainerConfig(batch_size=40, keep_checkpoints=1, log_interval=0),
+            run=RunConfig(name="a/b"),
+        ),
+    )
+    listed = "\n".join(problems)
+    assert len(problems) == 9
+    assert "8 x 2 = 16; try 32 or 48." in listed
+    assert "model.width: got 100, which 8 heads do not divide; try width 96 or 104" in listed
+    assert "pipeline.ranks: got 8, more than the pipeline's 4 layers" in listed
+    assert "did you mean '1f1b'?" in listed
+    assert "optimizer.warmup_steps: got 4000, expected 0 to trainer.steps = 1000." in listed
+    assert "optimizer.clip_norm: got 0.0" in listed
+    assert "trainer.keep_checkpoints: got 1, expected at least 2" in listed
+    assert "trainer.log_interval: got 0, expected at least 1." in listed
+    assert "run.name: got 'a/b'" in listed
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("flop", "did you mean 'flops'?"),
+        ("type:(", "no regular expression"),
+        ((0, 5, 10), "pipeline.partition: "),
+        ((0, 3, 2, 5, 10), "pipeline.partition: "),
+        ((0, 3, 5, 7, 9), "pipeline.partition: "),
+    ],
+)
+def test_a_partition_that_cannot_be_is_refused(method, part):
+    config = Config(pipeline=PipelineConfig(partition=method))
+    assert part in problems_of(validate, config)[0]
+
+
+@pytest.mark.parametrize("method", ["uniform", "flops", "type:Block", (0, 3, 5, 7, 10)])
+def test_a_partition_that_can_be_is_taken(method):
+    validate(Config(pipeline=PipelineConfig(partition=method)))
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_the_learning_rate_is_a_positive_number(rate):
+    config = Config(optimizer=OptimizerConfig(learning_rate=rate))
+    assert "optimizer.learning_rate" in problems_of(validate, config)[0]
+
+
+def test_nothing_of_this_starts_a_backend():
+    code = (
+        "from jaxpipe.config import Config, validate; validate(Config())\n"
+        "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"  # refused after a start
+        "assert len(jax.devices('cpu')) == 3"
+    )
+    environment = {"PYTHONPATH": str(SHIPPED.parents[1]), "JAX_PLATFORMS": "cpu", "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def a_run(folder, **trainer):
+    return Config(
+        run=RunConfig(directory=str(folder), name="first"), trainer=TrainerConfig(**trainer)
+    )
+
+
+def test_a_run_writes_its_effective_configuration(tmp_path):
+    config = a_run(tmp_path, steps=40)
+    chosen = choose(config, "auto")
+    assert not chosen.resume
+    assert list(tmp_path.iterdir()) == []  # choosing writes nothing
+    chosen.open()
+    assert read(tmp_path / "first" / "config.yaml") == config
+
+
+def test_the_same_run_again_is_continued(tmp_path):
+    choose(a_run(tmp_path), "auto").open()
+    again = choose(a_run(tmp_path), "auto")
+    assert again.resume
+    assert again.changes == ()
+
+
+def test_a_run_that_moved_is_the_same_run(tmp_path):
+    choose(a_run(tmp_path / "here"), "auto").open()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert choose(a_run(tmp_path / "there"), "auto").resume
+
+
+def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
+    choose(a_run(tmp_path, steps=40), "auto").open()
+    message = "\n".join(problems_of(choose, a_run(tmp_path, steps=50), "auto"))
+    assert "trainer.steps: 40 -> 50" in message
+    assert "--resume must" in message
+    assert read(tmp_path / "first" / "config.yaml").trainer.steps == 40
+
+
+def test_must_continues_with_another_configuration_and_keeps_the_old_one(tmp_path):
+    choose(a_run(tmp_path, steps=40), "auto").open()
+    (tmp_path / "first" / "checkpoints" / "10").mkdir(parents=True)
+    for steps in (50, 60):
+        chosen = choose(a_run(tmp_path, steps=steps), "must")
+        chosen.open()
+        assert chosen.changes == (f"trainer.steps: {steps - 10} -> {steps}",)
+    names = ["config-1.yaml", "config-2.yaml", "config.yaml"]
+    kept = [read(tmp_path / "first" / name).trainer.steps for name in names]
+    assert kept == [40, 50, 60]
+
+
+def test_must_needs_a_run_with_a_checkpoint(tmp_path):
+    assert "no run to resume" in problems_of(choose, a_run(tmp_path), "must")[0]
+    choose(a_run(tmp_path), "auto").open()
+    assert "no checkpoint" in problems_of(choose, a_run(tmp_path), "must")[0]
+
+
+def test_never_moves_the_old_run_aside(tmp_path):
+    for steps in (40, 50, 60):
+        chosen = choose(a_run(tmp_path, steps=steps), "never")
+        assert not chosen.resume
+        chosen.open()
+    kept = {path.parent.name: read(path).trainer.steps for path in tmp_path.glob("*/config.yaml")}
+    assert kept == {"first": 60, "first.1": 40, "first.2": 50}
+
+
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, resume):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "thesis.tex").write_text("")
+    assert "is no run" in problems_of(choose, a_run(tmp_path), resume)[0]
+
+
+@given(configs, configs)
+def test_there_are_differences_exactly_when_the_runs_differ(one, other):
+    assert differences(one, one) == []
+    assert (differences(one, other) == []) == (one == other)

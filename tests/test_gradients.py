@@ -1,0 +1,178 @@
+"""The test that counts: pipelined loss and gradients are those of the unsplit model.
+
+Bubbles hold NaN throughout: whatever read one would show it.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+from zoo import MODELS, batch_for, largest_error, linen, of_nnx, vectors
+
+import jaxpipe as jp
+
+SCHEDULES = ("gpipe", "1f1b", "1f1b-eager")
+REMATS = ("none", "full", 1)
+
+
+class Case(NamedTuple):
+    ranks: int
+    microbatches: str
+    schedule: str
+    model: str
+    data: int
+    remat: Any
+
+    @property
+    def num_microbatches(self) -> int:
+        s = self.ranks
+        named = {"S-1": max(s - 1, 1), "S": s, "2S+1": 2 * s + 1}
+        return named.get(self.microbatches) or int(self.microbatches)
+
+
+def every_case() -> list[Case]:
+    """All that fit on eight devices."""
+    counts = ("1", "2", "3", "S-1", "S", "2S+1", "16")
+    product = itertools.product((1, 2, 3, 4, 8), counts, SCHEDULES, MODELS, (1, 2), REMATS)
+    return [case for case in itertools.starmap(Case, product) if case.ranks * case.data <= 8]
+
+
+def covering_cases() -> list[Case]:
+    """Few cases in which any two values of any two settings meet, where they can."""
+    cases = every_case()
+    pairs = lambda case: {
+        (i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)
+    }
+    missing = set().union(*map(pairs, cases))
+    rng, chosen = np.random.default_rng(0), []
+    while missing:
+        some = [cases[i] for i in rng.choice(len(cases), 300)]
+        best = max(some, key=lambda case: len(pairs(case) & missing))
+        if pairs(best) & missing:
+            chosen.append(best)
+            missing -= pairs(best)
+    return chosen
+
+
+def check(case: Case) -> None:
+    model = MODELS[case.model](max(3, case.ranks))
+    batch = batch_for(case.model, 2 * case.data * case.num_microbatches)
+    engine = jp.initialize(
+        model,
+        mesh=jp.make_mesh(pipe=case.ranks, data=case.data),
+        schedule=case.schedule,
+        num_microbatches=case.num_microbatches,
+        remat=case.remat,
+        fill=float("nan"),
+    )
+    state = engine.init(jax.random.key(0), batch)
+    params = engine.logical(state.params)
+    assert largest_error(params, model.init(jax.random.key(0), batch)) < 1e-6
+    loss, grads = engine.value_and_grad(state.params, batch)
+    want_loss, want = jax.jit(jax.value_and_grad(model.loss))(params, batch)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    assert largest_error(engine.logical(grads), want) < 1e-6
+
+
+COVERING = covering_cases()
+
+
+@pytest.mark.parametrize("case", COVERING, ids=lambda c: "-".join(map(str, c)))
+def test_gradients_equal_the_unsplit_models(case: Case):
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", every_case(), ids=lambda c: "-".join(map(str, c)))
+def test_gradients_equal_the_unsplit_models_everywhere(case: Case):
+    check(case)
+
+
+def test_the_covering_set_covers():
+    seen = {(i, value) for case in COVERING for i, value in enumerate(case)}
+    assert seen == {(i, value) for case in every_case() for i, value in enumerate(case)}
+
+
+def gradients(schedule: str, ranks: int, model: jp.PipelineModule) -> Any:
+    batch = vectors(12)
+    mesh = jp.make_mesh(pipe=ranks)
+    engine = jp.initialize(model, mesh=mesh, schedule=schedule, num_microbatches=6)
+    state = engine.init(jax.random.key(0), batch)
+    loss, grads = engine.value_and_grad(state.params, batch, jax.random.key(1))
+    return jax.tree.map(np.asarray, (loss, engine.logical(grads)))
+
+
+def test_schedules_differ_in_no_bit():
+    want = gradients("gpipe", 4, linen(4, 0.5))
+    for schedule in ("1f1b", "1f1b-eager"):
+        jax.tree.map(np.testing.assert_array_equal, gradients(schedule, 4, linen(4, 0.5)), want)
+
+
+@pytest.mark.parametrize("make", [linen, of_nnx])
+def test_dropout_does_not_depend_on_the_number_of_stages(make: Any):
+    (one, grads), *others = [gradients("1f1b", ranks, make(4, 0.5)) for ranks in (1, 2, 4)]
+    for loss, other in others:
+        np.testing.assert_allclose(loss, one, rtol=1e-6)
+        assert largest_error(other, grads) < 1e-6
+    kept = gradients("1f1b", 2, make(4, 0.0))[0]
+    assert abs(float(one - kept)) > 1e-3  # something was dropped
+
+
+def test_dropout_is_that_of_the_plain_model_and_of_any_mesh():
+    batch, model, key = vectors(16), linen(4, 0.5), jax.random.key(3)
+    losses = []
+    for data, num_microbatches in ((1, 8), (2, 4)):
+        mesh = jp.make_mesh(pipe=2, data=data)
+        engine = jp.initialize(model, mesh=mesh, num_microbatches=num_microbatches)
+        state = engine.init(jax.random.key(0), batch)
+        losses.append(engine.value_and_grad(state.params, batch, key)[0])
+        params = engine.logical(state.params)
+    want = model.loss(params, batch, key=key, train=True, num_microbatches=8)
+    np.testing.assert_allclose(losses, [want] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["full", 2, jax.checkpoint_policies.dots_saveable])
+def test_dropout_is_the_same_when_recomputed(remat: Any):
+    batch, found = vectors(8), []
+    for how in ("none", remat):
+        mesh = jp.make_mesh(pipe=2)
+        engine = jp.initialize(linen(4, 0.5), mesh=mesh, num_microbatches=4, remat=how)
+        state = engine.init(jax.random.key(0), batch)
+        loss, grads = engine.value_and_grad(state.params, batch, jax.random.key(3))
+        found.append((loss, engine.logical(grads)))
+    assert largest_error(found[0], found[1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["linen", "tied", "unlike"])
+def test_ten_steps_end_in_the_same_parameters(name: str):
+    model, batch = MODELS[name](5), batch_for(name, 16)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=4, data=2), optimizer=optimizer, num_microbatches=4,
+        fill=float("nan"),
+    )  # fmt: skip
+    state = engine.init(jax.random.key(0), batch)
+    params = jax.tree.map(jax.numpy.asarray, engine.logical(state.params))
+
+    @jax.jit
+    def step(params: Any, opt_state: Any) -> Any:
+        loss, grads = jax.value_and_grad(model.loss)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss, optax.tree.norm(grads)
+
+    opt_state = optimizer.init(params)
+    for _ in range(10):
+        state, metrics = engine.train_batch(state, batch)
+        params, opt_state, loss, norm = step(params, opt_state)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    assert int(state.step) == 10
+    assert largest_error(engine.logical(state.params), params) < 1e-5
+    np.testing.assert_allclose(
+        engine.eval_batch(state, batch)["loss"], model.loss(params, batch), rtol=1e-5
+    )
+    want = model.apply(params, batch)
+    assert largest_error(engine.predict(state, batch), want) < 1e-5

@@ -1,0 +1,300 @@
+"""The models as functions: shapes, what depends on what, and what backward keeps."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxpipe.errors import BatchError, ConfigError, LayerError
+from jaxpipe.layers import Layer, LayerSpec, build_layers
+from jaxpipe.losses import cross_entropy
+from jaxpipe.models import GPTConfig, convnet, gpt, mlp
+from jaxpipe.models.gpt import Block, Embed
+
+SMALL = GPTConfig(vocab_size=17, width=16, num_layers=2, num_heads=2, sequence_length=12)
+KEY = jax.random.key(0)
+NOTHING: dict[str, jax.Array] = {}
+
+
+def tokens_of(batch: int = 2, time: int = 12, vocab_size: int = 17) -> jax.Array:
+    return jax.random.randint(jax.random.key(1), (batch, time), 0, vocab_size)
+
+
+Init = Callable[..., list[Any]]
+Run = Callable[..., list[jax.Array]]
+
+
+@functools.cache
+def gpt_functions(config: GPTConfig, packed: bool = False) -> tuple[Init, Run]:
+    return functions_of(gpt(config, packed))
+
+
+def functions_of(specs: list[LayerSpec]) -> tuple[Init, Run]:
+    """`init(x, side inputs) -> params` and `run(params, x, side inputs) -> each layer's output`."""
+    layers = build_layers(specs)
+
+    @jax.jit
+    def init(x: jax.Array, side: Mapping[str, jax.Array] = NOTHING) -> list[Any]:
+        params = []
+        for layer in layers:
+            own = layer.side_inputs(side)
+            params.append(layer.init(jax.random.fold_in(KEY, layer.index), x, own))
+            x = layer.apply(params[-1], x, own, None, False)
+        return params
+
+    @jax.jit
+    def run(
+        params: list[Any], x: jax.Array, side: Mapping[str, jax.Array] = NOTHING
+    ) -> list[jax.Array]:
+        outputs = []
+        for layer, own in zip(layers, params, strict=True):
+            x = layer.apply(own, x, layer.side_inputs(side), None, False)
+            outputs.append(x)
+        return outputs
+
+    return init, run
+
+
+def block_of(config: GPTConfig) -> Layer:
+    return build_layers([LayerSpec(Block, config)])[0]
+
+
+def test_a_gpt_takes_tokens_to_logits():
+    (init, run), tokens = gpt_functions(SMALL), tokens_of(3, 10)
+    params = init(tokens)
+    assert [spec.typename.__name__ for spec in gpt(SMALL)] == ["Embed", "Block", "Block", "Head"]
+    shapes = [x.shape for x in run(params, tokens)]
+    assert shapes == [(3, 10, 16)] * 3 + [(3, 10, 17)]
+    chex.assert_trees_all_equal_shapes(params[1], params[2])
+
+
+def test_blocks_of_one_configuration_are_of_one_kind():
+    kinds = [layer.kind for layer in build_layers(gpt(SMALL))]
+    assert kinds[1] == kinds[2]
+    assert len(set(kinds)) == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("position", [1, 6, 11])
+def test_logits_do_not_depend_on_later_tokens(position, packed):
+    (init, run), tokens = gpt_functions(SMALL, packed), tokens_of()
+    side = {"segment_ids": jnp.array([[0] * 12, [0] * 5 + [1] * 7])}
+    params = init(tokens, side)
+    changed = tokens.at[:, position:].set((tokens[:, position:] + 1) % 17)
+    before = run(params, tokens, side)[-1]
+    after = run(params, changed, side)[-1]
+    assert (before[:, :position] == after[:, :position]).all()
+    assert (before[:, position:] != after[:, position:]).any(axis=-1).all()
+
+
+def test_logits_depend_on_all_earlier_tokens():
+    (init, run), tokens = gpt_functions(SMALL), tokens_of()
+    params = init(tokens)
+    last = run(params, tokens)[-1][:, -1]
+    for position in range(12):
+        changed = tokens.at[:, position].set((tokens[:, position] + 1) % 17)
+        assert (run(params, changed)[-1][:, -1] != last).any(axis=-1).all()
+
+
+def test_a_packed_sequence_gives_what_it_gives_alone():
+    tokens = tokens_of()
+    side = {"segment_ids": jnp.array([[3] * 4 + [1] * 4 + [7] * 4] * 2)}
+    init, packed = gpt_functions(SMALL, packed=True)
+    _, alone = gpt_functions(SMALL)
+    params = init(tokens, side)
+    together = packed(params, tokens, side)[-1]
+    for start in (0, 4, 8):
+        expected = alone(params, tokens[:, start : start + 4])[-1]
+        np.testing.assert_allclose(together[:, start : start + 4], expected, atol=2e-6)
+
+
+def test_segments_are_isolated():
+    tokens = tokens_of(2)
+    side = {"segment_ids": jnp.array([[0] * 4 + [1] * 8, [7] * 4 + [2] * 8])}
+    init, run = gpt_functions(SMALL, packed=True)
+    params = init(tokens, side)
+    changed = tokens.at[:, :4].set((tokens[:, :4] + 1) % 17)
+    before = run(params, tokens, side)[-1]
+    after = run(params, changed, side)[-1]
+    assert (before[:, 4:] == after[:, 4:]).all()
+    assert (before[:, :4] != after[:, :4]).any(axis=-1).all()
+
+
+def reference_block(p: Any, x: jax.Array, num_heads: int) -> jax.Array:
+    """The same block from the parts that Flax and JAX offer."""
+
+    def dense(name: str, x: jax.Array) -> jax.Array:
+        return x @ p[name]["kernel"] + p[name]["bias"]
+
+    def norm(name: str, x: jax.Array) -> Any:
+        return nn.LayerNorm(use_fast_variance=False).apply({"params": p[name]}, x)
+
+    q, k, v = jnp.split(dense("qkv", norm("attention_norm", x)), 3, axis=-1)
+    q, k, v = (a.reshape(*x.shape[:2], num_heads, -1) for a in (q, k, v))
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    x = x + dense("mix", mixed.reshape(x.shape))
+    return x + dense("down", jax.nn.gelu(dense("up", norm("mlp_norm", x))))
+
+
+def perturbed(tree: Any) -> Any:
+    """Parameters in general position: no zeros and no ones."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * random.standard_normal(x.shape, np.float32), tree
+    )
+
+
+def test_a_block_and_its_gradients_equal_a_block_of_stock_parts():
+    block = block_of(SMALL)
+    x = jax.random.normal(jax.random.key(2), (2, 12, 16))
+    params = perturbed(block.init(KEY, x, {}))
+
+    def ours(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(block.apply(p, x, {}, None, False)))
+
+    def stock(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(reference_block(p, x, SMALL.num_heads)))
+
+    got = jax.jit(jax.value_and_grad(ours, (0, 1)))(params, x)
+    expected = jax.jit(jax.value_and_grad(stock, (0, 1)))(params, x)
+    chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_backward_keeps_twelve_widths_per_token():
+    # For attention input 1, normed 1, qkv 3, mixed 1; for the MLP input 1, normed 1, hidden 4.
+    block = block_of(SMALL)
+    x = jnp.ones((2, 12, 16))
+    params = block.init(KEY, x, {})
+    pullback = jax.vjp(lambda p, x: block.apply(p, x, {}, None, False), params, x)[1]
+    weights = {id(leaf) for leaf in jax.tree.leaves(params)}
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in weights]
+    assert sum(leaf.size for leaf in kept) == 12 * x.size
+
+
+def test_dropout_drops_in_training_only():
+    x = jax.random.normal(KEY, (2, 12, 16))
+    plain, dropping = block_of(SMALL), block_of(dataclasses.replace(SMALL, dropout=0.5))
+    params = plain.init(KEY, x, {})
+
+    def run(seed: int, train: bool) -> jax.Array:
+        return dropping.apply(params, x, {}, jax.random.key(seed), train)
+
+    undropped = plain.apply(params, x, {}, None, False)
+    assert (run(0, False) == undropped).all()
+    assert (run(0, True) == run(0, True)).all()
+    assert (run(0, True) != run(1, True)).any()
+    assert (run(0, True) != undropped).any()
+    assert (plain.apply(params, x, {}, None, True) == undropped).all()
+
+
+def test_the_first_loss_is_that_of_a_guess():
+    config = GPTConfig(vocab_size=256, width=64, num_layers=2, sequence_length=32)
+    tokens = tokens_of(4, 32, 256)
+    init, run = gpt_functions(config)
+    logits = run(init(tokens), tokens)[-1]
+    total, weight = cross_entropy(logits, {"targets": tokens_of(4, 32, 256)[:, ::-1]})
+    assert abs(float(total / weight) - math.log(256)) < 0.1
+
+
+def test_what_is_added_to_the_residual_starts_small():
+    config = GPTConfig(width=128, num_layers=8)
+    params = jax.jit(block_of(config).init)(KEY, jnp.ones((1, 4, 128)), {})
+    for name, scale in [("qkv", 0.02), ("up", 0.02), ("mix", 0.005), ("down", 0.005)]:
+        np.testing.assert_allclose(np.std(params[name]["kernel"]), scale, rtol=0.05)
+        assert (params[name]["bias"] == 0).all()
+
+
+def test_a_gpt_runs_in_bfloat16():
+    (init, run), tokens = gpt_functions(SMALL), tokens_of()
+    params = init(tokens)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    logits = run(half, tokens)[-1]
+    assert logits.dtype == jnp.bfloat16
+    expected = run(params, tokens)[-1]
+    np.testing.assert_allclose(logits.astype(jnp.float32), expected, atol=0.02)
+
+
+def test_sizes_that_cannot_be_are_listed():
+    with pytest.raises(ConfigError) as error:
+        GPTConfig(vocab_size=0, width=10, num_heads=4, dropout=1.0)
+    said = str(error.value)
+    assert "vocab_size=0" in said and "width=10" in said and "num_heads=4" in said
+    assert "dropout=1.0" in said and "num_layers" not in said
+
+
+def test_a_sequence_that_is_too_long_is_refused():
+    with pytest.raises(BatchError, match=r"13 tokens.*sequence_length=12"):
+        Embed(SMALL).init(KEY, tokens_of(1, 13))
+
+
+def test_an_mlp_is_one_matrix_after_the_other():
+    x = jax.random.normal(KEY, (3, 5))
+    init, run = functions_of(mlp([7, 4, 2], "tanh"))
+    params = perturbed(init(x))
+    outputs = run(params, x)
+    assert [y.shape for y in outputs] == [(3, 7), (3, 4), (3, 2)]
+    expected = x
+    for index, layer in enumerate(params):
+        kernel, bias = layer["linear"]["kernel"], layer["linear"]["bias"]
+        expected = expected @ kernel + bias
+        expected = jnp.tanh(expected) if index < 2 else expected
+    np.testing.assert_allclose(outputs[-1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("widths", "activation", "says"),
+    [([], "gelu", r"\[\]"), ([3, 0], "gelu", r"\[3, 0\]"), ([3], "gelo", "mean 'gelu'")],
+)
+def test_an_mlp_that_cannot_be_is_refused(widths, activation, says):
+    with pytest.raises(ConfigError, match=says):
+        mlp(widths, activation)
+
+
+def test_a_convnet_changes_shape_from_layer_to_layer():
+    images = jnp.ones((2, 8, 8, 1))
+    init, run = functions_of(convnet(channels=(16, 32)))
+    shapes = [y.shape[1:] for y in run(init(images), images)]
+    assert shapes == [(8, 8, 16), (4, 4, 16), (4, 4, 32), (2, 2, 32), (128,), (10,)]
+
+
+def test_a_convnet_learns_digits():
+    pixels, classes = load_digits(return_X_y=True)
+    images = jnp.asarray(pixels[:256], jnp.float32).reshape(256, 8, 8, 1) / 16
+    batch = {"targets": jnp.asarray(classes[:256], jnp.int32)}
+    init, run = functions_of(convnet(channels=(8, 16)))
+    params = init(images)
+    optimizer = optax.adam(1e-2)
+
+    def loss(params: Any) -> jax.Array:
+        total, weight = cross_entropy(run(params, images)[-1], batch)
+        return total / weight
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = optimizer.init(params), []
+    for _ in range(30):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[0] > 2.0
+    assert losses[-1] < 0.5
+
+
+def test_a_convnet_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"channels=\[16, 0\]"):
+        convnet(channels=(16, 0))
+    with pytest.raises(LayerError, match="1 x 1"):
+        functions_of(convnet(channels=(2, 2, 2, 2)))[0](jnp.ones((1, 8, 8, 1)))

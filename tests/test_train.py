@@ -1,0 +1,335 @@
+"""Training: the loop on a small pretended engine, and the whole program in its own process."""
+
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from jaxpipe.checkpoint import Checkpoints
+from jaxpipe.config import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    Resume,
+    RunConfig,
+    TrainerConfig,
+    choose,
+    read,
+)
+from jaxpipe.data import read_corpus
+from jaxpipe.engine import Engine
+from jaxpipe.errors import ConfigError
+from jaxpipe.metrics import Diverged, PlainConsole
+from jaxpipe.train import build_optimizer, learning_rate, train, with_fingerprint
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class PretendedEngine(NamedTuple):
+    """As much of an engine as the loop needs: its loss depends on every batch so far."""
+
+    init: Callable[..., Any]
+    train_batch: Callable[..., Any]
+    eval_batch: Callable[..., Any]
+    abstract_state: Callable[..., Any]
+    schedule: str = "the schedule"
+    partition: Callable[..., str] = lambda batch: "the partition"
+
+
+def pretended(nan_at=None, eval_nan_at=None):
+    def train_batch(state, batch):
+        step, total = state["step"] + 1, state["total"] * 0.9 + batch["inputs"].mean()
+        loss = jnp.where(step == (nan_at or -1), jnp.nan, total / 100)
+        return {"step": step, "total": total}, {"loss": loss, "grad_norm": total / 50}
+
+    def eval_batch(state, batch):
+        loss = jnp.where(state["step"] == (eval_nan_at or -1), jnp.nan, batch["inputs"].mean())
+        return {"loss": loss + state["total"], "weight": jnp.float32(batch["targets"].size)}
+
+    def init(key, batch):
+        return {"step": jnp.int32(0), "total": jax.random.uniform(key)}
+
+    def abstract_state(batch):
+        sharding = SingleDeviceSharding(jax.devices()[0])
+        return {
+            "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
+            "total": jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding),
+        }
+
+    engine = PretendedEngine(
+        init, jax.jit(train_batch, donate_argnums=0), jax.jit(eval_batch), abstract_state
+    )
+    return cast(Engine, engine)
+
+
+@pytest.fixture
+def text(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"m{i}.py").write_text(f"def f{i}(x):\n    return x + {i**3}\n" * 20)
+    return folder
+
+
+def a_config(tmp_path, name="run", **trainer):
+    settings: dict[str, Any] = {
+        "steps": 8,
+        "batch_size": 4,
+        "log_interval": 1,
+        "eval_interval": 3,
+        "eval_batches": 2,
+        "checkpoint_interval": 2,
+    }
+    return Config(
+        data=DataConfig(str(tmp_path / "text"), held_out_fraction=0.3, sequence_length=16),
+        optimizer=OptimizerConfig(warmup_steps=2),
+        trainer=TrainerConfig(**(settings | trainer)),
+        run=RunConfig(name=name, directory=str(tmp_path / "runs")),
+    )
+
+
+def trained(config, engine=None, resume: Resume = "auto", should_stop=lambda: False):
+    stream = io.StringIO()
+    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
+    folder = choose(with_fingerprint(config, corpus), resume)
+    engine = pretended() if engine is None else engine
+    outcome = train(engine, folder, corpus, PlainConsole(8, stream), should_stop)
+    return outcome, stream.getvalue()
+
+
+def lines_of(config_or_folder):
+    folder = config_or_folder
+    if isinstance(folder, Config):
+        folder = Path(folder.run.directory) / folder.run.name
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(config_or_folder):
+    return {line["step"]: line["loss"] for line in lines_of(config_or_folder) if "loss" in line}
+
+
+def saved_steps(config):
+    with Checkpoints(Path(config.run.directory) / config.run.name / "checkpoints") as checkpoints:
+        return checkpoints.steps()
+
+
+def after(num_steps):
+    """A question that is answered with yes from its n-th time on."""
+    answers = iter([False] * (num_steps - 1))
+    return lambda: next(answers, True)
+
+
+def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
+    config = a_config(tmp_path)
+    outcome, printed = trained(config)
+    folder = tmp_path / "runs" / "run"
+    assert (outcome.ending, outcome.step) == ("finished", 8)
+    assert outcome.checkpoint == (folder / "checkpoints" / "8").absolute()
+    assert saved_steps(config) == [6, 8]
+    assert list(losses_of(config)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    held_out = {line["step"]: line for line in lines_of(config) if "held_out_loss" in line}
+    assert list(held_out) == [2, 3, 4, 6, 8]
+    assert held_out[8]["held_out_loss"] == outcome.held_out_loss
+    assert held_out[8]["bigram_loss"] == outcome.bigram_loss
+    assert len(list(folder.glob("events*"))) == 1
+    assert "the partition\n\nthe schedule\n" in printed
+    assert read(folder / "config.yaml").trainer == config.trainer
+
+
+def test_the_held_out_loss_weighs_every_position_alike(tmp_path, text):
+    outcome, _ = trained(a_config(tmp_path))
+    with Checkpoints(outcome.checkpoint.parent) as checkpoints:
+        like = {"step": jnp.int32(0), "total": jnp.float32(0)}
+        total = float(checkpoints.restore(8, like)["total"])
+    held_out = read_corpus(text, 0.3).held_out
+    starts = np.linspace(0, len(held_out) - 17, 8).astype(int)
+    mean = np.mean([held_out[start : start + 16] for start in starts])
+    assert outcome.held_out_loss == pytest.approx(mean + total, rel=1e-6)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_numbers(tmp_path, text):
+    whole, parts = a_config(tmp_path, "whole"), a_config(tmp_path, "parts")
+    trained(whole)
+    outcome, _ = trained(parts, should_stop=after(3))
+    assert (outcome.ending, outcome.step) == ("interrupted", 3)
+    assert saved_steps(parts) == [2, 3]
+    outcome, printed = trained(parts)
+    assert f"resuming from step 3: {outcome.checkpoint.parent / '3'}" in printed
+    assert outcome.ending == "finished"
+    assert losses_of(parts) == losses_of(whole)
+    assert len(set(losses_of(whole).values())) == 8
+
+
+def test_a_killed_run_repeats_the_steps_after_its_checkpoint(tmp_path, text):
+    config = a_config(tmp_path)
+    trained(config)
+    before = losses_of(config)
+    shutil.rmtree(tmp_path / "runs" / "run" / "checkpoints" / "8")
+    trained(config)
+    assert losses_of(config) == before
+    assert [line["step"] for line in lines_of(config) if "loss" in line] == list(range(1, 9))
+
+
+def test_a_finished_run_changes_nothing_when_it_is_started_again(tmp_path, text):
+    config = a_config(tmp_path)
+    first, _ = trained(config)
+    metrics, steps = lines_of(config), saved_steps(config)
+    second, _ = trained(config)
+    assert second == first
+    assert (lines_of(config), saved_steps(config)) == (metrics, steps)
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, text):
+    trained(a_config(tmp_path))
+    longer = a_config(tmp_path, steps=10)
+    with pytest.raises(ConfigError, match=r"trainer\.steps: 8 -> 10"):
+        trained(longer)
+    outcome, _ = trained(longer, resume="must")
+    assert outcome.step == 10
+    assert list(losses_of(longer)) == list(range(1, 11))
+
+
+def test_other_text_is_refused(tmp_path, text):
+    trained(a_config(tmp_path))
+    effective = read(tmp_path / "runs" / "run" / "config.yaml")
+    (text / "m0.py").write_text("other")
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: got text with hash"):
+        trained(effective)
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: "):
+        trained(a_config(tmp_path))
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 8])
+def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_path, text, step):
+    config = a_config(tmp_path)
+    with pytest.raises(Diverged) as caught:
+        trained(config, pretended(nan_at=step))
+    good = (step - 1) // 2 * 2
+    assert f"the loss of step {step} is nan" in str(caught.value)
+    assert (f"checkpoints{os.sep}{good}." if good else "no checkpoint yet") in str(caught.value)
+    assert max(saved_steps(config), default=0) == good
+    lines = [line for line in lines_of(config) if "loss" in line]
+    assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
+
+
+def test_a_state_with_a_nan_held_out_loss_is_not_saved(tmp_path, text):
+    config = a_config(tmp_path)
+    with pytest.raises(Diverged, match="held-out loss after step 6 is nan"):
+        trained(config, pretended(eval_nan_at=6))
+    assert saved_steps(config) == [2, 4]
+
+
+def test_training_goes_on_without_tensorboard(tmp_path, text, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxpipe.metrics.tensorboard.TensorBoard.write", full)
+    config = a_config(tmp_path)
+    assert trained(config)[0].step == 8
+    assert len(losses_of(config)) == 8
+    assert [message for message in caplog.messages if "No space left" in message]
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=3, final_fraction=0.2)
+    rate: Any = learning_rate(config, 13)
+    rates = [float(rate(step)) for step in range(14)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[8] == pytest.approx(0.2 + 0.8 / 2)  # half way down
+    assert rates[13] == pytest.approx(0.2)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (5, 5), (0, 1)])
+def test_the_learning_rate_exists_for_short_runs(warmup, steps):
+    rate: Any = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=warmup), steps)
+    assert all(0 < float(rate(step)) <= 1 for step in range(steps))
+
+
+def test_the_optimizer_clips_and_decays_matrices_only():
+    params = {"matrix": jnp.full((2, 2), 10.0), "bias": jnp.full(2, 10.0)}
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    optimizer = build_optimizer(config, 10)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    moved: Any = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(moved["matrix"], 10 - 0.1 * 0.5 * 10, rtol=1e-6)
+    np.testing.assert_array_equal(moved["bias"], params["bias"])
+    for clip, expected in [(1.0, 1 / math.sqrt(6)), (None, 100.0)]:
+        optimizer = build_optimizer(OptimizerConfig(clip_norm=clip, beta1=0.0), 10)
+        grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100.0), params)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        mean = optax.tree.get(state, "mu")["bias"]
+        np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+TINY = """
+model: {layers: 2, width: 16, heads: 2}
+optimizer: {warmup_steps: 2}
+pipeline: {ranks: 2, data: 1, microbatches: 2}
+trainer: {steps: 8, batch_size: 4, log_interval: 1, eval_batches: 1, checkpoint_interval: 4}
+"""
+
+
+def cli(tmp_path, *options):
+    """Runs `jaxpipe train` on a tiny model in its own process."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    settings = {
+        "data.directory": tmp_path / "text",
+        "data.held_out_fraction": 0.3,
+        "data.sequence_length": 16,
+        "run.directory": tmp_path / "runs",
+    }
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxpipe", "train", str(tmp_path / "tiny.yaml"), *flags, *options],
+        env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):
+    folder = tmp_path / "runs" / "gpt-stdlib"
+
+    first = cli(tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "1f1b: 2 ranks, 2 stages, 2 microbatches" in first.stdout
+    assert "held-out loss" in first.stdout
+    assert len(list(folder.glob("events*"))) == 1
+    losses = losses_of(folder)
+    assert list(losses) == list(range(1, 9))
+    assert losses[8] < losses[1]
+
+    # As if it had been killed after the checkpoint of step 4.
+    shutil.rmtree(folder / "checkpoints" / "8")
+    second = cli(tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "resuming from step 4" in second.stdout
+    assert losses_of(folder) == losses  # bit by bit
+
+    changes = ["--resume", "must", "--trainer.steps", "12", "--optimizer.learning-rate", "1e30"]
+    third = cli(tmp_path, *changes)
+    assert third.returncode == 3, third.stderr
+    assert "Traceback" not in third.stderr
+    bad = next(step for step, loss in losses_of(folder).items() if loss is None)
+    assert 8 < bad <= 12
+    assert f"the loss of step {bad} is" in third.stderr
+    assert str(folder / "checkpoints" / "8") in third.stderr
+    assert sorted(path.name for path in (folder / "checkpoints").glob("[0-9]*")) == ["4", "8"]
