@@ -118,7 +118,7 @@ def main() -> None:
     if options.text:
         with open(options.text, "w") as file:
             file.write(compiled.as_text())
-    seconds = []
+    seconds, before = [], os.times()
     for number in range(options.steps + 1):
         start = time.perf_counter()
         state, out = advance(state)
@@ -128,9 +128,11 @@ def main() -> None:
             with jax.profiler.trace(options.profile):
                 state, out = advance(state)
                 jax.block_until_ready(out)
+    spent = os.times()
+    cpu = (spent.user - before.user + spent.system - before.system) / (options.steps + 1)
     memory = compiled.memory_analysis()
     result = dict(
-        compile=compile_seconds, steps=seconds[1:], temporaries=memory.temp_size_in_bytes, loss=loss
+        compile=compile_seconds, steps=seconds[1:], cpu=cpu, temporaries=memory.temp_size_in_bytes, loss=loss
     )
     print(json.dumps(result))
 

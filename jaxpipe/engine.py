@@ -1,6 +1,5 @@
 """The engine: pure functions that train a model through a pipeline, each one compiled call."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,7 +65,7 @@ def initialize(
     num_microbatches: int | None = None,
     remat: Remat = "none",
     check_ids: bool = True,
-    fill: float = 0.0,
+    fill: float | None = None,
 ) -> Engine:
     """Puts a model, a mesh, an optimizer and a schedule together. Nothing is compiled yet.
 
@@ -81,8 +80,8 @@ def initialize(
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
-      fill: what buffers hold before they are written. Nothing reads it, whatever it is; NaN shows
-        that.
+      fill: what buffers hold before they are written; anything by default. Nothing reads it: NaN
+        shows that.
 
     Raises:
       MeshError: when the mesh lacks the `pipe` axis.

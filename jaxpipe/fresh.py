@@ -42,19 +42,22 @@ def fresh_rows(
     rows = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in layout.buffers.items()}
     for own, homes, firsts in makers.values():
         table = jnp.array([firsts.get(r, 0) for r in range(layout.num_ranks)], jnp.int32)
-        offsets = [layer.index - min(firsts.values()) for layer in own]
-
-        def body(
-            zero: jax.Array, rows: dict[str, jax.Array], own: list[Layer] = own,
-            homes: list[Home] = homes, table: jax.Array = table, offsets: list[int] = offsets,
-        ) -> dict[str, jax.Array]:  # fmt: skip
-            rows, free = dict(rows), iter(homes)
-            for layer, offset in zip(own, offsets, strict=True):
-                layer_key = jax.random.fold_in(key, table[rank] + offset + zero)
-                for leaf in jax.tree.leaves(model.init_layer(layer, outline, layer_key)):
-                    write(rows, next(free), leaf)
-            return rows
-
         here = jnp.isin(rank, jnp.array(list(firsts)))
-        rows = when(here, body, rows)
+        free = iter(homes)
+        for layer in own:
+            own_homes = [next(free) for _ in indices[layer.name]]
+            offset = layer.index - min(firsts.values())
+
+            def body(
+                zero: jax.Array, rows: dict[str, jax.Array], layer: Layer = layer,
+                homes: list[Home] = own_homes, index: jax.Array = table[rank] + offset,
+            ) -> dict[str, jax.Array]:  # fmt: skip
+                rows = dict(rows)
+                made = model.init_layer(layer, outline, jax.random.fold_in(key, index + zero))
+                for leaf, home in zip(jax.tree.leaves(made), homes, strict=True):
+                    write(rows, home, leaf)
+                return rows
+
+            # One guard a layer: what making it takes is free again before the next one is made.
+            rows = when(here, body, rows)
     return rows

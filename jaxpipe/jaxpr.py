@@ -81,6 +81,30 @@ def sources(closed: ClosedJaxpr, marks: Sequence[Hashable]) -> dict[Var, frozens
     return found
 
 
+def signature(eqns: Sequence[Eqn], targets: Sequence[Var], inputs: Sequence[Var]) -> Hashable:
+    """Equal for equations that do the same with corresponding inputs.
+
+    Args:
+      eqns: in order.
+      targets: what they compute.
+      inputs: variables to be matched by their place; all others they read must be the same.
+    """
+    number: dict[Var, Hashable] = {v: ("in", i) for i, v in enumerate(inputs)}
+
+    def atom(v: Var) -> Hashable:
+        if isinstance(v, jex.Literal):
+            return ("literal", repr(v.val), str(v.aval))
+        return number.get(v, v)
+
+    lines = []
+    for n, eqn in enumerate(eqns):
+        reads = tuple(map(atom, eqn.invars))
+        number |= {v: (n, i) for i, v in enumerate(eqn.outvars)}
+        shapes = tuple(str(v.aval) for v in eqn.outvars)
+        lines.append((eqn.primitive.name, reads, shapes, str(eqn.params)))
+    return tuple(lines), tuple(map(atom, targets))
+
+
 def restrict(
     closed: ClosedJaxpr, outputs: Sequence[int], inputs: Sequence[int]
 ) -> Callable[..., Any]:

@@ -60,7 +60,7 @@ class Machine:
         num_microbatches: int | None,
         remat: Remat,
         check_ids: bool,
-        fill: float,
+        fill: float | None,
     ):
         check_mesh(mesh)
         check_remat(remat)
@@ -118,7 +118,9 @@ class Machine:
                 self._model, outline, settled.partition, table.placement, settled.layout,
                 remat=self._remat, train=train,
             )  # fmt: skip
-            program = lower(table, stages.codes, stages.first_layers)
+            # Recomputation saves memory that a fused last stage would spend again.
+            fuse = train and self._remat == "none"
+            program = lower(table, stages.codes, stages.first_layers, fuse=fuse)
             return Step(
                 program, stages.stations, settled.layout, table.num_microbatches, self._num_data,
                 self._model.compute_dtype, self._fill,
@@ -302,7 +304,8 @@ def _resolve(schedule: str | Schedule, num_ranks: int, num_microbatches: int | N
         if num_microbatches not in (None, schedule.num_microbatches):
             raise ScheduleError(
                 f"num_microbatches={num_microbatches}, but the schedule {schedule.name!r} is for"
-                f" {schedule.num_microbatches}. Leave num_microbatches out, or make the schedule anew."
+                f" {schedule.num_microbatches}. Leave num_microbatches out, or make the schedule"
+                " anew."
             )
         return schedule
     if num_microbatches is None:

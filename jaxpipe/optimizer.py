@@ -1,4 +1,4 @@
-"""optax on placed parameters: the optimizer sees the logical tree, each rank holds its own leaves."""
+"""optax on placed parameters: it sees the logical tree, each rank holds its own leaves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,8 +68,9 @@ def state_layout(state: PyTree, params: Layout) -> Layout:
         layer = _layer_of(path, inner)
         name = jax.tree_util.keystr(path)
         rank = None if layer is None else ranks[layer]
-        leaves.append(LeafSpec(name, tuple(leaf.shape), jnp.dtype(leaf.dtype), rank))
-    return build_layout(jax.tree.structure(state), leaves, params.num_ranks)
+        spec = LeafSpec(name, tuple(leaf.shape), jnp.dtype(leaf.dtype), rank, layer=layer)
+        leaves.append(spec)
+    return build_layout(jax.tree.structure(state), leaves, params.num_ranks, params.layers)
 
 
 def _layers_of(params: Layout) -> tuple[dict[str, int | None], dict[str, set[Any]]]:

@@ -10,8 +10,8 @@ exchanged, and the equation runs on all. So sums keep the order that they have w
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxpipe import jaxpr as jaxprs
 from jaxpipe.errors import OptimizerError
 from jaxpipe.executor.run import when
 from jaxpipe.mesh import PIPE
-from jaxpipe.storage import Layout, read, write
+from jaxpipe.storage import Home, Layout, read, write
 
 PyTree = Any
 Var = Any
@@ -39,6 +39,24 @@ class Held:
 
     rows: dict[str, jax.Array]
     shared: list[jax.Array]
+
+
+class _Part(NamedTuple):
+    """Some results of one rank.
+
+    Attributes:
+      rank: whose leaves are read.
+      eqns: the equations that they need beyond what every rank knows.
+      targets: the results.
+      places: where they go, (output, leaf); empty for values that travel.
+      reads: the rank's own leaves that they need, variable and (input, leaf).
+    """
+
+    rank: int
+    eqns: list[Any]
+    targets: list[Var]
+    places: list[tuple[int, int]]
+    reads: list[tuple[Var, tuple[int, int]]]
 
 
 class Spread:
@@ -166,11 +184,12 @@ class Spread:
             mine = [i for i, v in enumerate(travelling) if self._rank[v] == rank]
             if not mine:
                 continue
-            run = self._on_rank(rank, [travelling[i] for i in mine], known)
+            part = self._part(rank, [travelling[i] for i in mine], [], known)
 
-            def body(zero: Any, carry: list[Any], run: Any = run, mine: Any = mine) -> list[Any]:
+            def body(zero: Any, carry: list[Any], part: Any = part, mine: Any = mine) -> list[Any]:
                 out = list(carry)
-                for i, value in zip(mine, run(_pin(inputs, zero)), strict=True):
+                values = self._evaluate(part, known, inputs, zero)
+                for i, value in zip(mine, values, strict=True):
                     out[i] = value
                 return out
 
@@ -182,66 +201,78 @@ class Spread:
     def _run_ranks(
         self, known: dict[Var, Any], inputs: Sequence[Held], into: list[dict[str, jax.Array]]
     ) -> list[dict[str, jax.Array]]:
-        outvars = self._closed.jaxpr.outvars
-        for rank in range(self._inputs[0].num_ranks):
-            mine = [
-                (v, place)
-                for v, place in zip(outvars, self._out_leaves, strict=True)
-                if self._rank_out(place) == rank
-            ]
-            if not mine:
-                continue
-            run = self._on_rank(rank, [v for v, _ in mine], known)
-            alias = [next((k for k, r in enumerate(into) if r is x.rows), None) for x in inputs]
+        """Writes every result on its rank, layer by layer; alike layers share one guard."""
+        alias = [next((k for k, r in enumerate(into) if r is x.rows), None) for x in inputs]
+        for part, ranks in self._parts(known):
+            homes = [self._outputs[k].homes[i][part.rank] for k, i in part.places]
+            touched = {(k, home.buffer) for (k, _), home in zip(part.places, homes, strict=True)}
 
             def body(
-                zero: Any, rows: Any, run: Any = run, mine: Any = mine, alias: Any = alias,
-                rank: int = rank,
-            ) -> Any:  # fmt: skip
+                zero: Any, mine: Any, part: Any = part, homes: Any = homes, rows: Any = into
+            ) -> Any:
+                now = [r | {b: mine[k, b] for j, b in mine if j == k} for k, r in enumerate(rows)]
                 current = [
-                    x if k is None else Held(rows[k], x.shared)
+                    x if k is None else Held(now[k], x.shared)
                     for x, k in zip(inputs, alias, strict=True)
                 ]
-                out = [dict(r) for r in rows]
-                for value, (_, (k, i)) in zip(run(_pin(current, zero)), mine, strict=True):
-                    write(out[k], self._outputs[k].homes[i][rank], jnp.asarray(value))
-                return out
+                values = self._evaluate(part, known, current, zero)
+                for value, (k, _), home in zip(values, part.places, homes, strict=True):
+                    write(now[k], home, jnp.asarray(value))
+                return {(k, buffer): now[k][buffer] for k, buffer in mine}
 
-            here = lax.axis_index(PIPE) == rank
-            new = when(here, body, into)  # pyright: ignore[reportArgumentType]
-            inputs = [
-                x if k is None else Held(new[k], x.shared)  # pyright: ignore[reportArgumentType]
-                for x, k in zip(inputs, alias, strict=True)
-            ]
-            into = new  # pyright: ignore[reportAssignmentType]
+            here = jnp.isin(lax.axis_index(PIPE), jnp.array(ranks))
+            new = when(here, body, {(k, b): into[k][b] for k, b in sorted(touched)})
+            into = [r | {b: new[k, b] for j, b in new if j == k} for k, r in enumerate(into)]
         return into
 
-    def _on_rank(
-        self, rank: int, targets: Sequence[Var], known: dict[Var, Any]
-    ) -> Callable[[Sequence[Held]], list[Any]]:
-        """Evaluates `targets` from what all know and from this rank's own leaves."""
+    def _parts(self, known: dict[Var, Any]) -> list[tuple[_Part, list[int]]]:
+        """What to evaluate for each layer, and on which ranks: the same code may serve several."""
+        targets: dict[tuple[int, str | None], list[tuple[Var, tuple[int, int]]]] = {}
+        for v, place in zip(self._closed.jaxpr.outvars, self._out_leaves, strict=True):
+            leaf = self._outputs[place[0]].leaves[place[1]]
+            if leaf.rank is not None:
+                targets.setdefault((leaf.rank, leaf.layer), []).append((v, place))
+        parts: dict[Hashable, tuple[_Part, list[int]]] = {}
+        for (rank, _), pairs in targets.items():
+            part = self._part(rank, [v for v, _ in pairs], [p for _, p in pairs], known)
+            outs = [(k, self._outputs[k].homes[i][rank]) for k, i in part.places]
+            ins = [(k, *self._home(k, i, rank)) for _, (k, i) in part.reads]
+            shape = jaxprs.signature(part.eqns, part.targets, [v for v, _ in part.reads])
+            key = (shape, tuple(outs), tuple(ins))
+            parts.setdefault(key, (part, []))[1].append(rank)
+        return list(parts.values())
+
+    def _home(self, k: int, i: int, rank: int) -> tuple[Home, tuple[int, ...]]:
+        layout = self._inputs[k]
+        return layout.homes[i][rank], layout.leaves[i].shape
+
+    def _part(
+        self, rank: int, targets: list[Var], places: list[tuple[int, int]], known: dict[Var, Any]
+    ) -> _Part:
         jaxpr = self._closed.jaxpr
         eqns = jaxprs.needed(jaxpr.eqns, targets, known.keys())
-        used = {v for eqn in eqns for v in eqn.invars if jaxprs.is_variable(v)} | set(
-            filter(jaxprs.is_variable, targets)
-        )
+        used = {v for eqn in eqns for v in eqn.invars if jaxprs.is_variable(v)}
+        used |= set(filter(jaxprs.is_variable, targets))
+        reads = [
+            (v, place)
+            for v, place in zip(jaxpr.invars, self._in_leaves, strict=True)
+            if v in used and self._rank_in(place) == rank
+        ]
+        return _Part(rank, eqns, targets, places, reads)
 
-        def run(inputs: Sequence[Held]) -> list[Any]:
-            env = dict(known)
-            for v, (k, i) in zip(jaxpr.invars, self._in_leaves, strict=True):
-                if v in used and self._rank_in((k, i)) == rank:
-                    layout = self._inputs[k]
-                    env[v] = read(inputs[k].rows, layout.homes[i][rank], layout.leaves[i].shape)
-            return jaxprs.evaluate(eqns, env, targets)
-
-        return run
+    def _evaluate(
+        self, part: _Part, known: dict[Var, Any], inputs: Sequence[Held], zero: jax.Array
+    ) -> list[Any]:
+        """The part's targets from what all know and from this rank's own leaves."""
+        own = []
+        for _, (k, i) in part.reads:
+            home, shape = self._home(k, i, part.rank)
+            own.append(read(inputs[k].rows, home, shape))
+        # Ties them to the guard's trip count, or XLA would run what reads them on every rank.
+        own, _ = lax.optimization_barrier((own, zero))
+        env = known | dict(zip([v for v, _ in part.reads], own, strict=True))
+        return jaxprs.evaluate(part.eqns, env, part.targets)
 
 
 def _is_small(v: Var) -> bool:
     return math.prod(v.aval.shape) <= LARGEST_EXCHANGE
-
-
-def _pin(inputs: Sequence[Held], zero: jax.Array) -> list[Held]:
-    """Ties all rows to the guard's trip count, or XLA would run what reads them on every rank."""
-    pinned, _ = lax.optimization_barrier(([x.rows for x in inputs], zero))
-    return [Held(rows, x.shared) for rows, x in zip(pinned, inputs, strict=True)]

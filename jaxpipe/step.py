@@ -14,13 +14,13 @@ from jaxpipe.executor.actions import (
     backward,
     evaluate,
     forward,
+    fused,
     payload_packing,
     stash_packing,
 )
-from jaxpipe.executor.program import Program
+from jaxpipe.executor.program import FUSED, B, F, Program
 from jaxpipe.executor.run import Action, Carry, Cells, run_program
 from jaxpipe.mesh import DATA, PIPE
-from jaxpipe.schedules import Op
 from jaxpipe.spec import cast_floats
 from jaxpipe.storage import Layout, Rows, collect_gradients, send_copies
 
@@ -50,7 +50,7 @@ class Step:
       num_microbatches: of each data rank.
       num_data: size of the `data` axis.
       compute_dtype: what the weights are cast to, once a step; None leaves them.
-      fill: what buffers hold before anything is written; NaN in tests.
+      fill: what buffers hold before anything is written; NaN in tests, anything for None.
     """
 
     program: Program
@@ -59,7 +59,7 @@ class Step:
     num_microbatches: int
     num_data: int
     compute_dtype: Any
-    fill: float = 0.0
+    fill: float | None = None
 
     def gradients(
         self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array
@@ -120,10 +120,10 @@ class Step:
         ]
         return run_program(self.program, actions, payload, carry, self.fill)
 
-    def _action(self, op: Op, station: Station, around: Surroundings, carry: Carry) -> Action:
+    def _action(self, op: str, station: Station, around: Surroundings, carry: Carry) -> Action:
         if "grads" not in carry:
             return evaluate(station, around, outputs="outputs" in carry)
-        makers: dict[Op, Callable[..., Action]] = {Op.F: forward, Op.B: backward}
+        makers: dict[str, Callable[..., Action]] = {F: forward, B: backward, FUSED: fused}
         return makers[op](station, around)
 
     def _context(

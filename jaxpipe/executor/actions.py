@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxpipe.backward import StageCode, StagePlan
+from jaxpipe.backward import Gradients, StageCode, StagePlan
 from jaxpipe.executor.packing import Packing
 from jaxpipe.executor.run import Action, Carry, Cells
 from jaxpipe.spec import is_float
@@ -106,26 +106,44 @@ def backward(station: Station, around: Surroundings) -> Action:
     """B: reads the output's gradient and its stash row, adds to the accumulators."""
     code, plan = _code(station), station.plan
     dy_specs = [] if plan.is_last else [leaf for leaf in wire(plan.y) if is_float(leaf)]
-    writes = (
-        "grads",
-        *(("loss",) if plan.is_last else ()),
-        *(("payload",) if code.sends_dx else ()),
-    )
 
     def run(cells: Cells, carry: Carry) -> Carry:
         dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
         kept = around.stash.read(carry["stash"], code.kept, cells["row"])
         found = code.backward(station.weights(around.rows), kept, around.context(cells), dy)
-        out = dict(grads=dict(carry["grads"]))
-        for i, gradient in found.weights:
-            accumulate(out["grads"], station.homes[i], gradient)
-        if found.loss is not None:
-            out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
-        if code.sends_dx:
-            out["payload"] = around.payload.write(carry["payload"], found.x)
-        return out
+        return _spend(station, around, carry, found)
 
-    return Action(run, writes)
+    return Action(run, _backward_writes(station))
+
+
+def fused(station: Station, around: Surroundings) -> Action:
+    """F and B of the last stage at once: residuals stay where they are made, none is kept."""
+    code = _code(station)
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        x = around.receive(station, cells, carry)
+        weights, context = station.weights(around.rows), around.context(cells)
+        _, kept = code.forward(weights, x, context)
+        return _spend(station, around, carry, code.backward(weights, kept, context, []))
+
+    return Action(run, _backward_writes(station))
+
+
+def _backward_writes(station: Station) -> tuple[str, ...]:
+    sends = ("payload",) if _code(station).sends_dx else ()
+    return ("grads", *(("loss",) if station.plan.is_last else ()), *sends)
+
+
+def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradients) -> Carry:
+    """Adds weight gradients and loss to the accumulators, and sends the input's gradient on."""
+    out: Carry = dict(grads=dict(carry["grads"]))
+    for i, gradient in found.weights:
+        accumulate(out["grads"], station.homes[i], gradient)
+    if found.loss is not None:
+        out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
+    if _code(station).sends_dx:
+        out["payload"] = around.payload.write(carry["payload"], found.x)
+    return out
 
 
 def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action:

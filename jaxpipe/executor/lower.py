@@ -1,13 +1,15 @@
 """Schedule -> program: lifetimes to slots, hops to links, actions to branch numbers."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxpipe.executor.program import COLUMNS, IDLE, NOWHERE, Link, Program
+from jaxpipe.executor.program import BRANCH_OPS, COLUMNS, FUSED, IDLE, NOWHERE, Link, Program
 from jaxpipe.executor.slots import Life, assign_slots
 from jaxpipe.schedules import Action, Op, Schedule, needs, verify
+from jaxpipe.schedules.simulate import held
 
 
 class _Hop(NamedTuple):
@@ -21,51 +23,67 @@ class _Hop(NamedTuple):
     target: int  # rank
 
 
-def lower(schedule: Schedule, codes: Sequence[int], first_layers: Sequence[int]) -> Program:
+def lower(
+    schedule: Schedule, codes: Sequence[int], first_layers: Sequence[int], *, fuse: bool = False
+) -> Program:
     """Lowers a schedule to integers.
 
     Args:
       schedule: verified here once more; it costs little.
       codes: for each stage the number of its code; stages of one code share branches.
       first_layers: for each stage the index of its first layer.
+      fuse: whether the last stage may run F with the B that follows it, so that nothing is kept.
 
     Raises:
       ScheduleError: from `verify`.
     """
     verify(schedule)
-    ticks = schedule.ticks()
-    used = {(action.op, codes[action.stage]) for action in ticks}
-    branches = tuple(sorted(used, key=lambda branch: (list(Op).index(branch[0]), branch[1])))
-    shape = (schedule.num_ticks, schedule.num_ranks)
-    table = {c: np.full(shape, IDLE if c == "branch" else NOWHERE, np.int32) for c in COLUMNS}
+    fused = _fusible(schedule) if fuse else {}
+    # A fused F runs when its B does; its input waits in the mail until then.
+    ticks = schedule.ticks() | {f: schedule.ticks()[b] for b, f in fused.items()}
     hops = list(_hops(schedule, ticks))
     mail, num_mail = _mail_slots(schedule, ticks, hops)
-    rows, held = _stash_rows(schedule, ticks)
-    for action, tick in ticks.items():
-        rank = schedule.placement[action.stage]
+    rows, num_rows = _stash_rows(schedule, ticks, set(fused))
+    label = {a: (FUSED if a in fused else str(a.op), codes[a.stage]) for a in ticks}
+    label = {a: branch for a, branch in label.items() if a not in fused.values()}
+    branches = tuple(sorted(set(label.values()), key=lambda b: (BRANCH_OPS.index(b[0]), b[1])))
+    shape = (schedule.num_ticks, schedule.num_ranks)
+    table = {c: np.full(shape, IDLE if c == "branch" else NOWHERE, np.int32) for c in COLUMNS}
+    for action, branch in label.items():
         cell = dict(
-            branch=1 + branches.index((action.op, codes[action.stage])),
+            branch=1 + branches.index(branch),
             microbatch=action.microbatch,
             layer=first_layers[action.stage],
-            read=mail.get(action, NOWHERE),
+            read=mail.get(fused.get(action, action), NOWHERE),
             row=rows.get(action[::2], NOWHERE),
         )
         for column, value in cell.items():
-            table[column][tick, rank] = value
-    meetings = _meetings(shape[0], hops)
+            table[column][ticks[action], schedule.placement[action.stage]] = value
+    meetings = _meetings(schedule.num_ticks, hops)
     for hop in hops:
-        if hop.source == hop.target:
-            table["keep"][hop.landed, hop.target] = mail[hop.reader]
-            continue
-        first, *_ = meetings[hop.landed]
-        column = "first" if (hop.source, hop.target) in first else "second"
+        column = "keep"
+        if hop.source != hop.target:
+            in_first = (hop.source, hop.target) in meetings[hop.landed][0]
+            column = "first" if in_first else "second"
         table[column][hop.landed, hop.target] = mail[hop.reader]
     patterns = tuple(sorted(set(meetings)))
     pattern = np.array([patterns.index(m) for m in meetings], np.int32)
-    depth = max(held, default=0)
     return Program(
-        schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, depth, held
-    )
+        schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, num_rows,
+        held(schedule),
+    )  # fmt: skip
+
+
+def _fusible(schedule: Schedule) -> dict[Action, Action]:
+    """{B: F} of the last stage, where every B directly follows its F; else nothing.
+
+    All or none: a program with both sorts would have one branch more to compile.
+    """
+    last = schedule.num_stages - 1
+    row = [a for a in schedule.rows[schedule.placement[last]] if a is not None]
+    pairs = {b: f for f, b in itertools.pairwise(row) if (b.stage, b.op) == (last, Op.B)}
+    follows = all(f == Action(last, Op.F, b.microbatch) for b, f in pairs.items())
+    return pairs if follows and len(pairs) == schedule.num_microbatches else {}
 
 
 def _hops(schedule: Schedule, ticks: dict[Action, int]) -> Iterator[_Hop]:
@@ -100,22 +118,21 @@ def _mail_slots(
 
 
 def _stash_rows(
-    schedule: Schedule, ticks: dict[Action, int]
-) -> tuple[dict[tuple[int, int], int], tuple[int, ...]]:
-    """The stash row of each (stage, microbatch), and how many rows each rank uses."""
-    rows, held = {}, []
+    schedule: Schedule, ticks: dict[Action, int], fused: Collection[Action]
+) -> tuple[dict[tuple[int, int], int], int]:
+    """The stash row of each (stage, microbatch), and how many rows the busiest rank needs."""
+    rows: dict[tuple[int, int], int] = {}
+    depth = 0
     for rank in range(schedule.num_ranks):
-        lives = []
-        for action, tick in ticks.items():
-            if action.op is Op.F or schedule.placement[action.stage] != rank:
-                continue
-            start = ticks.get(Action(action.stage, Op.F, action.microbatch), tick)
-            if action.op in (Op.B, Op.I):
-                lives.append(Life(2 * start, 2 * tick, (action.stage, action.microbatch)))
+        lives = [
+            Life(2 * ticks[Action(a.stage, Op.F, a.microbatch)], 2 * tick, a[::2])
+            for a, tick in ticks.items()
+            if a.op in (Op.B, Op.I) and a not in fused and schedule.placement[a.stage] == rank
+        ]
         found, needed = assign_slots(lives)
-        rows |= found
-        held.append(needed)
-    return rows, tuple(held)
+        rows |= found  # pyright: ignore[reportAssignmentType, reportCallIssue, reportArgumentType]
+        depth = max(depth, needed)
+    return rows, depth
 
 
 def _meetings(num_ticks: int, hops: Sequence[_Hop]) -> list[tuple[tuple[Link, ...], ...]]:

@@ -60,12 +60,17 @@ class Packing:
         pairs = zip(self.shapes, self.dtypes, strict=True)
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in pairs)
 
-    def empty(self, num_slots: int | None, fill: float = 0.0) -> Buffers:
-        """Buffers of `num_slots` slots, or without a slot dim for None; floats hold `fill`."""
+    def empty(self, num_slots: int | None, fill: float | None) -> Buffers:
+        """Buffers of `num_slots` slots, or without a slot dim for None.
+
+        Floats hold `fill`; for None whatever the memory held.
+        """
         lead = () if num_slots is None else (num_slots,)
-        value = lambda d: fill if jnp.issubdtype(d, jnp.floating) else 0
-        pairs = zip(self.shapes, self.dtypes, strict=True)
-        return [jnp.full((*lead, *shape), value(dtype), dtype) for shape, dtype in pairs]
+        pairs = [((*lead, *s), d) for s, d in zip(self.shapes, self.dtypes, strict=True)]
+        if fill is None:
+            return [lax.empty(shape, dtype) for shape, dtype in pairs]
+        value = lambda dtype: fill if jnp.issubdtype(dtype, jnp.floating) else 0
+        return [jnp.full(shape, value(dtype), dtype) for shape, dtype in pairs]
 
     def write(
         self, buffers: Buffers, leaves: Sequence[jax.Array], slot: jax.Array | None = None

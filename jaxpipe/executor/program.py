@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from jaxpipe.schedules import Op
-
 # What one cell (tick, rank) says. IDLE and NOWHERE mark cells that do nothing there.
 COLUMNS = ("branch", "microbatch", "layer", "read", "row", "keep", "first", "second")
 IDLE = 0
 NOWHERE = -1
+
+# What a branch does: an op of the schedule, or F and B of the last stage in one, with no stash.
+F, B, I, W, FUSED = BRANCH_OPS = ("F", "B", "I", "W", "FB")
 
 Link = tuple[int, int]  # (from rank, to rank)
 
@@ -20,7 +21,8 @@ class Program:
 
     Attributes:
       name: the schedule's.
-      branches: what the numbers 1.. of the `branch` column run: (op, number of the stage code).
+      branches: what the numbers 1.. of the `branch` column run: (one of BRANCH_OPS, number of the
+        stage code).
       table: {column: int32[ticks, ranks]}:
         branch      which of `branches` runs, 0 for a bubble
         microbatch  which microbatch of the rank's part of the batch
@@ -35,11 +37,11 @@ class Program:
       latency: whether what is sent at a tick arrives at the end of the next one.
       num_mail: mail slots.
       num_rows: stash rows.
-      held: rows that each rank uses.
+      held: microbatches that each rank holds between F and B, at most.
     """
 
     name: str
-    branches: tuple[tuple[Op, int], ...]
+    branches: tuple[tuple[str, int], ...]
     table: dict[str, np.ndarray]
     pattern: np.ndarray
     patterns: tuple[tuple[tuple[Link, ...], ...], ...]

@@ -1,8 +1,8 @@
 """The only loop that runs a schedule: one scan over ticks, which knows integers and functions.
 
-A micro-batch's way: its input waits in a mail slot, an action reads it, leaves what B will need in a
-row of the stash, puts its result into the payload; the tick's meeting carries the payload over the
-links that the tick uses, and what arrives is put into the next mail slot.
+A microbatch's way: its input waits in a mail slot; an action reads it, leaves what B will need in
+a row of the stash and puts its result into the payload; the tick's meeting carries the payload over
+the links that the tick uses; what arrives is put into the next mail slot.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def when(predicate: jax.Array, fn: Callable[[jax.Array, Carry], Carry], carry: C
 
 
 def run_program(
-    program: Program, actions: Sequence[Action], payload: Packing, carry: Carry, fill: float
+    program: Program, actions: Sequence[Action], payload: Packing, carry: Carry, fill: float | None
 ) -> Carry:
     """Runs every tick. Inside `shard_map`, manual over `pipe`.
 

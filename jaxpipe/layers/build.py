@@ -80,9 +80,9 @@ def _adapt(index: int, item: _Item) -> dict[str, Any]:
             ready = written
             return from_nnx.adapt(lambda key: ready, ready, None, spreads)
         if isinstance(written, FunctionLayer):
-            return from_function.adapt(written)
+            return from_function.adapt(written, spreads=spreads)
         if callable(written) and not isinstance(written, type):
-            return from_function.adapt(FunctionLayer(written))
+            return from_function.adapt(FunctionLayer(written), spreads=spreads)
     except LayerError as error:
         raise LayerError(f"layer {index}: {error}") from None
     raise LayerError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxpipe.layers.call import mode_arguments, parameters_of
+from jaxpipe.layers.call import mode_arguments, parameters_of, spread
 from jaxpipe.layers.layer import PyTree, SideInputs, hashable
 from jaxpipe.layers.spec import FunctionLayer
 
@@ -15,6 +15,7 @@ def adapt(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     forward_fn: Callable[..., Any] | None = None,
+    spreads: bool = False,
 ) -> dict[str, Any]:
     """The plain half of a `Layer`: type_name, kind, init and apply."""
     kwargs = kwargs or {}
@@ -28,10 +29,12 @@ def adapt(
         params: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
     ) -> PyTree:
         given = {} if "key" not in accepted else {"key": key}
-        leading = (x,) if layer.init is None else (params, x)
-        return fn(*leading, *args, **kwargs, **side, **given, **mode_arguments(accepted, train))
+        leading, named = spread(x) if spreads else ((x,), {})
+        leading = leading if layer.init is None else (params, *leading)
+        modes = mode_arguments(accepted, train)
+        return fn(*leading, *args, **named, **kwargs, **side, **given, **modes)
 
     settings = tuple((k, hashable(v)) for k, v in sorted(kwargs.items()))
-    kind = ("function", fn, layer.init, tuple(map(hashable, args)), settings)
+    kind = ("function", fn, layer.init, tuple(map(hashable, args)), settings, spreads)
     type_name = getattr(layer.apply, "__name__", type(layer.apply).__name__).strip("<>")
     return dict(type_name=type_name, kind=kind, init=init, apply=apply)

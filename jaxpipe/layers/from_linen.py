@@ -18,6 +18,8 @@ def adapt(
     """The linen half of a `Layer`: type_name, kind, init and apply."""
     module = module.clone(name=None, parent=None)
     accepted = parameters_of(type(module).__call__) if forward_fn is None else frozenset()
+    # What the module was built with stays: linen refuses to be told twice.
+    accepted = frozenset(name for name in accepted if getattr(module, name, None) is None)
     type_name = type(module).__name__
 
     def call(bound: Any, x: PyTree, side: SideInputs, train: bool) -> PyTree:

@@ -78,9 +78,9 @@ class Identity:
 
 
 def hashable(thing: object) -> Hashable:
-    """`thing` itself where it can be a key, else something that equals only itself."""
+    """A key that tells `thing` from others: its type and value, or its identity alone."""
     try:
         hash(thing)
     except TypeError:
         return Identity(thing)
-    return thing  # pyright: ignore[reportReturnType]
+    return type(thing), thing  # 2 == 2.0 == np.int8(2), yet functions of them differ

@@ -10,7 +10,9 @@ one row of each: its own rank's share and nothing else. Two sorts of buffer:
 
 A shared buffer costs its bytes on every rank, used or not. So buffers are shared, most users first,
 only as long as no rank's row grows beyond the largest share; the rest is packed. No arrangement
-holds more than the largest rank's share (+ SLACK), also when all layers differ.
+holds more than the largest rank's share (+ SLACK), also when all layers differ. Leaves of several
+dtypes, and frozen ones beside trained ones, have packs of their own: then it is the largest share
+of each such class, which is more where a class lives on few ranks.
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ class LeafSpec:
         rank holds.
       copies: further ranks that need its value in a step (tied layers).
       frozen: whether it gets no gradient.
+      layer: the layer that it belongs to, if any.
     """
 
     path: str
@@ -53,6 +56,7 @@ class LeafSpec:
     rank: int | None
     copies: tuple[int, ...] = ()
     frozen: bool = False
+    layer: str | None = None
 
     @property
     def size(self) -> int:
@@ -87,6 +91,7 @@ class Layout:
       leaves: its leaves in order.
       homes: for each leaf {rank: Home}, empty for leaves of no rank.
       buffers: {name: row}.
+      layers: names of layers in the order in which they chose their homes.
     """
 
     num_ranks: int
@@ -94,6 +99,7 @@ class Layout:
     leaves: tuple[LeafSpec, ...]
     homes: tuple[Mapping[int, Home], ...]
     buffers: Mapping[str, BufferSpec]
+    layers: tuple[str, ...] = ()
 
     @functools.cached_property
     def trainable(self) -> "Layout":
@@ -106,7 +112,8 @@ class Layout:
         homes = tuple(self.homes[i] for i in kept)
         used = {home.buffer for ranks in homes for home in ranks.values()}
         buffers = {name: spec for name, spec in self.buffers.items() if name in used}
-        return Layout(self.num_ranks, treedef, tuple(self.leaves[i] for i in kept), homes, buffers)
+        leaves = tuple(self.leaves[i] for i in kept)
+        return Layout(self.num_ranks, treedef, leaves, homes, buffers, self.layers)
 
     @property
     def bytes_per_rank(self) -> int:
@@ -127,7 +134,7 @@ def build_layout(
     treedef: jax.tree_util.PyTreeDef,
     leaves: Sequence[LeafSpec],
     num_ranks: int,
-    order: Sequence[int] | None = None,
+    layers: Sequence[str] = (),
 ) -> Layout:
     """Gives every leaf a home.
 
@@ -135,10 +142,12 @@ def build_layout(
       treedef: the logical tree.
       leaves: its leaves, in order.
       num_ranks: size of the `pipe` axis.
-      order: the leaves' indices in the order in which they choose buffers. Leaves that correspond
-        on different ranks should come at the same place of their ranks' sequences.
+      layers: names of layers in the order in which their leaves choose buffers. Layers that
+        correspond on different ranks should come at the same place of their ranks' sequences, so
+        that their leaves meet in the same buffers.
     """
-    order = range(len(leaves)) if order is None else order
+    place = {name: i for i, name in enumerate(layers)}
+    order = sorted(range(len(leaves)), key=lambda i: place.get(leaves[i].layer or "", -1))
     queues: dict[_Class, list[list[int]]] = {}  # leaves of one size, by rank
     for i in order:
         for rank in _ranks(leaves[i]):
@@ -164,7 +173,8 @@ def build_layout(
                     homes[i][rank] = Home(name, ends[rank])
                     ends[rank] += kind.size
                 buffers[name] = BufferSpec((max(ends),), kind.dtype)
-    return Layout(num_ranks, treedef, tuple(leaves), tuple(homes), dict(sorted(buffers.items())))
+    ordered = dict(sorted(buffers.items()))
+    return Layout(num_ranks, treedef, tuple(leaves), tuple(homes), ordered, tuple(layers))
 
 
 class _Class(NamedTuple):
@@ -190,16 +200,13 @@ def _ranks(leaf: LeafSpec) -> Iterable[int]:
 def _choose_shared(
     queues: Mapping[_Class, list[list[int]]], num_ranks: int
 ) -> set[tuple[_Class, int]]:
-    """Which (class, place) become shared buffers, within the largest rank's share."""
-    rest = {kind: [len(queue) * kind.bytes for queue in qs] for kind, qs in queues.items()}
-    limit = (1 + SLACK) * max(
-        (sum(r[k] for r in rest.values()) for k in range(num_ranks)), default=0
-    )
+    """Which (class, place) become shared buffers, in no more bytes than packs alone would take."""
     packs: dict[tuple[str, np.dtype], list[int]] = {}
-    for kind, sizes in rest.items():
+    for kind, by_rank in queues.items():
         pack = packs.setdefault(kind[:2], [0] * num_ranks)
-        for rank, size in enumerate(sizes):
-            pack[rank] += size
+        for rank, queue in enumerate(by_rank):
+            pack[rank] += len(queue) * kind.bytes
+    limit = (1 + SLACK) * sum(map(max, packs.values()))
     candidates = [
         (kind, j, [rank for rank, queue in enumerate(by_rank) if j < len(queue)])
         for kind, by_rank in queues.items()

@@ -29,18 +29,18 @@ def parameter_layout(
         if rank_of[layer.index] not in ranks:
             ranks.append(rank_of[layer.index])
         kinds.setdefault(layer.kind, set()).add(rank_of[layer.index])
-    leaves, priority = [], []
+    leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         layer = by_name[path[0].key]
         rank, *copies = users[layer.name]
         frozen = layer.is_frozen(path[1:]) or not jnp.issubdtype(leaf.dtype, jnp.inexact)
         name = jax.tree_util.keystr(path)
         shape, dtype = tuple(leaf.shape), jnp.dtype(leaf.dtype)
-        leaves.append(LeafSpec(name, shape, dtype, rank, tuple(copies), frozen))
-        # Layers that several ranks have choose first, so that they meet in the same buffers.
-        priority.append((len(kinds[layer.kind]) == 1, layer.index))
-    order = sorted(range(len(leaves)), key=priority.__getitem__)
-    return build_layout(jax.tree.structure(params), leaves, num_ranks, order)
+        leaves.append(LeafSpec(name, shape, dtype, rank, tuple(copies), frozen, layer.name))
+    # Layers that several ranks have choose first: what only one rank has fills the gaps.
+    order = sorted(layers, key=lambda layer: (len(kinds[layer.kind]) == 1, layer.index))
+    names = [layer.name for layer in order]
+    return build_layout(jax.tree.structure(params), leaves, num_ranks, names)
 
 
 def leaves_of(layout: Layout, params: Logical) -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpipe.errors import JaxpipeError
 from jaxpipe.mesh import PIPE
 from jaxpipe.spec import describe
 from jaxpipe.storage.layout import Home, Layout
@@ -79,7 +80,9 @@ def accumulate(rows: dict[str, jax.Array], home: Home, value: jax.Array) -> None
 def specs(layout: Layout) -> Placed:
     """A `Placed` of partition specs: for `shard_map`, and under a mesh for shardings."""
     num_shared = sum(leaf.rank is None for leaf in layout.leaves)
-    return Placed(dict.fromkeys(layout.buffers, PartitionSpec(PIPE)), (PartitionSpec(),) * num_shared, layout)
+    return Placed(
+        dict.fromkeys(layout.buffers, PartitionSpec(PIPE)), (PartitionSpec(),) * num_shared, layout
+    )
 
 
 def abstract_placed(layout: Layout, mesh: Mesh) -> Placed:
@@ -101,7 +104,7 @@ def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
     """Puts a logical tree onto the mesh; each device receives its own rank's row only.
 
     Raises:
-      ValueError: when the tree, a shape or a dtype differs from the layout's.
+      JaxpipeError: when the tree, a shape or a dtype differs from the layout's.
     """
     leaves = _matching_leaves(layout, logical)
     target = abstract_placed(layout, mesh)
@@ -146,7 +149,7 @@ def logical(placed: Placed) -> PyTree:
             ranks = range(*shard.index[0].indices(layout.num_ranks))
             if rank in ranks:
                 return np.asarray(shard.data)[rank - ranks.start].reshape(-1)
-        raise ValueError(f"rank {rank} of {name} is on another process; gather it there.")
+        raise JaxpipeError(f"rank {rank} of {name} is on another process; gather it there.")
 
     out = []
     for leaf, homes in zip(layout.leaves, layout.homes, strict=True):
@@ -166,13 +169,17 @@ def _matching_leaves(layout: Layout, tree: PyTree) -> list[Any]:
     if treedef != layout.treedef:
         have = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
         want = {leaf.path for leaf in layout.leaves}
-        raise ValueError(
+        raise JaxpipeError(
             f"the tree does not fit the model: missing {sorted(want - have) or 'nothing'}, extra"
-            f" {sorted(have - want) or 'nothing'}."
+            f" {sorted(have - want) or 'nothing'}. Give a tree as model.init makes it: one entry"
+            " for each layer that owns parameters, by its name."
         )
     for leaf, spec in zip(leaves, layout.leaves, strict=True):
         if jnp.shape(leaf) != spec.shape or jnp.result_type(leaf) != spec.dtype:
             got = describe(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)))
             want = describe(jax.ShapeDtypeStruct(spec.shape, spec.dtype))
-            raise ValueError(f"{spec.path} is {got}; the model has {want}.")
+            raise JaxpipeError(
+                f"{spec.path} is {got}; the model has {want}. Reshape or cast the leaf, or change"
+                " the layer."
+            )
     return leaves
