@@ -1,7 +1,7 @@
 """A stage as pure functions: forward with its residuals, and backward in one piece (B).
 
-`jax.vjp` of the stage is traced once. Its residual leaves fall into four sorts, and only the last is
-kept between F and B:
+`jax.vjp` of the stage is traced once. Its residual leaves fall into four sorts, and only the last
+is kept between F and B:
 
   weight    a parameter itself: B reads it where it lives
   context   a slice of the batch, the key: B reads it again
@@ -47,7 +47,7 @@ class _Source(NamedTuple):
     """Where a residual leaf comes from in B: its sort and its place there."""
 
     sort: str
-    index: int
+    place: int
     value: Any = None
 
 
@@ -198,7 +198,7 @@ class StageCode:
         context_leaves = jax.tree.leaves(context)
         derived = self._derive([*weights, *context_leaves])
         sorts = dict(weight=weights, context=context_leaves, derived=derived, kept=kept)
-        value = lambda s: s.value if s.sort == "const" else sorts[s.sort][s.index]
+        value = lambda s: s.value if s.sort == "const" else sorts[s.sort][s.place]
         grads, loss = [], None
         if self.plan.head is not None:
             z = jax.tree.unflatten(self._y_tree, [value(s) for s in self._z_sources])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxpipe.errors import BatchError
-from jaxpipe.spec import describe
+from jaxpipe.spec import describe, is_traced
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -73,7 +73,7 @@ def check_ids(batch: Batch, ranges: Mapping[str, tuple[int, int]]) -> None:
             continue
         ids = batch[field]
         if isinstance(ids, jax.Array):
-            if isinstance(ids, jax.core.Tracer) or not ids.is_fully_addressable:
+            if is_traced(ids) or not ids.is_fully_addressable:
                 continue
             if any(device.platform != "cpu" for device in ids.devices()):
                 continue

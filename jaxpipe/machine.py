@@ -21,6 +21,7 @@ from jaxpipe.model import Logical, Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition, partition
 from jaxpipe.schedules import Schedule, by_name, forward_only, verify
+from jaxpipe.spec import is_traced
 from jaxpipe.spread import Held
 from jaxpipe.stages import Remat, build_stages, check_remat
 from jaxpipe.state import TrainState
@@ -144,7 +145,7 @@ class Machine:
     def _put(self, batch: Batch) -> Batch:
         """Checks a batch on the host and lays it out over `data`."""
         leaves = jax.tree.leaves(dict(batch))
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if any(is_traced(leaf) for leaf in leaves):
             return batch
         if self._check_ids:
             check_ids(batch, self._model.id_ranges)

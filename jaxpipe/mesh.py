@@ -1,6 +1,7 @@
 """The device mesh and its axis names. Nothing else knows how devices are arranged."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ PIPE, DATA, TENSOR = "pipe", "data", "tensor"
 
 
 def make_mesh(
-    pipe: int = 1, data: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+    pipe: int = 1, data: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of `pipe x data x tensor` devices, `tensor` innermost.
 

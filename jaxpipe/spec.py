@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 PyTree = Any
@@ -34,9 +35,14 @@ def is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
+def is_traced(x: Any) -> bool:
+    """Whether the array is abstract, inside a transformation."""
+    return isinstance(x, jax.core.Tracer)
+
+
 def is_key(x: Any) -> bool:
     """Whether the array is a typed PRNG key."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:

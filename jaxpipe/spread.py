@@ -194,7 +194,7 @@ class Spread:
                 return out
 
             here = lax.axis_index(PIPE) == rank
-            values = when(here, body, values)  # pyright: ignore[reportArgumentType]
+            values = when(here, body, values)
         # All but the owner hold zeros: the sum is the owner's value to the bit.
         known |= dict(zip(travelling, lax.psum(values, PIPE), strict=True))
 

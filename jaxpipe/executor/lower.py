@@ -55,7 +55,7 @@ def lower(
             microbatch=action.microbatch,
             layer=first_layers[action.stage],
             read=mail.get(fused.get(action, action), NOWHERE),
-            row=rows.get(action[::2], NOWHERE),
+            row=rows.get((action.stage, action.microbatch), NOWHERE),
         )
         for column, value in cell.items():
             table[column][ticks[action], schedule.placement[action.stage]] = value

@@ -7,7 +7,7 @@ the links that the tick uses; what arrives is put into the next mail slot.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxpipe.mesh import PIPE
 
 Cells = dict[str, jax.Array]  # one tick's integers, for this rank
 Carry = dict[str, Any]
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Action:
     writes: tuple[str, ...]
 
 
-def when(predicate: jax.Array, fn: Callable[[jax.Array, Carry], Carry], carry: Carry) -> Carry:
+def when(predicate: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T) -> _T:
     """`fn(zero, carry)` where this rank's `predicate` holds, else `carry`; in place.
 
     `lax.cond` would return new buffers and copy the carry. XLA moves out of a loop what does not
@@ -79,7 +80,7 @@ def run_program(
 
 def _without_nowhere(program: Program) -> dict[str, Any]:
     """The table with every index in range: arrivals for nobody go to the spare mail slot."""
-    spare = dict.fromkeys(("keep", "first", "second"), program.num_mail)
+    spare: dict[str, int] = dict.fromkeys(("keep", "first", "second"), program.num_mail)
     out = {}
     for name, column in program.table.items():
         out[name] = column.copy()

@@ -42,7 +42,9 @@ def build_layers(written: LayerLike | Sequence[LayerLike]) -> tuple[Layer, ...]:
     width = len(str(len(items) - 1)) if len(items) > 100 else 2
     for index, item in enumerate(items):
         parts = _adapt(index, item)
-        settings = {k: getattr(item.written, k, None) for k in ("name", "batch_inputs", "frozen")}
+        settings: dict[str, Any] = {
+            k: getattr(item.written, k, None) for k in ("name", "batch_inputs", "frozen")
+        }
         if not isinstance(item.written, LayerSpec | FunctionLayer):
             settings = dict(name=None, batch_inputs=(), frozen=False)
         name = settings["name"] or f"{index:0{width}d}_{parts['type_name']}"

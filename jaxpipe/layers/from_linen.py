@@ -1,5 +1,6 @@
 """Flax linen modules as layers."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,14 +25,15 @@ def adapt(
 
     def call(bound: Any, x: PyTree, side: SideInputs, train: bool) -> PyTree:
         args, kwargs = spread(x) if spreads else ((x,), {})
-        target = bound if forward_fn is None else lambda *a, **k: forward_fn(bound, *a, **k)
+        target = bound if forward_fn is None else functools.partial(forward_fn, bound)
         return target(*args, **kwargs, **side, **mode_arguments(accepted, train))
 
     def init(key: jax.Array, x: PyTree, side: SideInputs) -> PyTree:
-        keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+        params_key, dropout_key = jax.random.split(key)
+        keys: dict[str, Any] = {"params": params_key, "dropout": dropout_key}
         variables = module.init(keys, x, side, False, method=call)
         _refuse_state(type_name, variables)
-        return meta.unbox(dict(variables.get("params", {})))
+        return meta.unbox(dict(variables["params"])) if "params" in variables else {}
 
     def apply(
         params: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool

@@ -1,5 +1,6 @@
 """Flax NNX modules as layers: split into a graph and its values at the border, merged inside."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +45,8 @@ def adapt(
         bound = nnx.merge(graph, state, _seeded(randomness, key))
         bound.train() if train else bound.eval()
         args, kwargs = spread(x) if spreads else ((x,), {})
-        call = bound if forward_fn is None else lambda *a, **k: forward_fn(bound, *a, **k)
-        return call(*args, **kwargs, **side, **mode_arguments(accepted, train))  # pyright: ignore[reportCallIssue]
+        call: Any = bound if forward_fn is None else functools.partial(forward_fn, bound)
+        return call(*args, **kwargs, **side, **mode_arguments(accepted, train))
 
     kind = ("nnx", hashable(graph), forward_fn, spreads)
     given = None if ready is None else nnx.to_pure_dict(params)
@@ -58,7 +59,7 @@ def _seeded(randomness: nnx.State, key: jax.Array | None) -> nnx.State:
     leaves, tree = jax.tree.flatten(randomness)
     fresh = [
         jax.random.fold_in(key, i)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else jnp.zeros(leaf.shape, leaf.dtype)
         for i, leaf in enumerate(leaves)
     ]

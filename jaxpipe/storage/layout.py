@@ -95,7 +95,7 @@ class Layout:
     """
 
     num_ranks: int
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
     leaves: tuple[LeafSpec, ...]
     homes: tuple[Mapping[int, Home], ...]
     buffers: Mapping[str, BufferSpec]
@@ -131,7 +131,7 @@ class Layout:
 
 
 def build_layout(
-    treedef: jax.tree_util.PyTreeDef,
+    treedef: Any,
     leaves: Sequence[LeafSpec],
     num_ranks: int,
     layers: Sequence[str] = (),

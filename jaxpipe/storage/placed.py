@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.mesh import PIPE
-from jaxpipe.spec import describe
+from jaxpipe.spec import describe, is_traced
 from jaxpipe.storage.layout import Home, Layout
 
 PyTree = Any
@@ -121,7 +121,7 @@ def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
         return out.reshape(1, *spec.shape)
 
     def build(name: str, spec: jax.ShapeDtypeStruct) -> jax.Array:
-        def rows_at(index: tuple[slice, ...]) -> np.ndarray:
+        def rows_at(index: Any) -> np.ndarray:
             ranks = range(*index[0].indices(layout.num_ranks))
             return np.concatenate([row(name, rank) for rank in ranks])
 
@@ -143,7 +143,7 @@ def logical(placed: Placed) -> PyTree:
     @functools.cache
     def row(name: str, rank: int) -> Any:
         buffer = placed.buffers[name]
-        if isinstance(buffer, jax.core.Tracer) or not isinstance(buffer, jax.Array):
+        if is_traced(buffer) or not isinstance(buffer, jax.Array):
             return buffer[rank].reshape(-1)
         for shard in buffer.addressable_shards:
             ranks = range(*shard.index[0].indices(layout.num_ranks))
@@ -155,7 +155,7 @@ def logical(placed: Placed) -> PyTree:
     for leaf, homes in zip(layout.leaves, layout.homes, strict=True):
         if leaf.rank is None:
             value = next(shared)
-            out.append(value if isinstance(value, jax.core.Tracer) else np.asarray(value))
+            out.append(value if is_traced(value) else np.asarray(value))
             continue
         home = homes[leaf.rank]
         out.append(
