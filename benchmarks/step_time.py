@@ -52,10 +52,14 @@ def main() -> None:
         shown = ", ".join(f"{name} {r['step']:.2f} s" for name, r in rounds[-1].items())
         print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
     base = next(iter(variants))
-    print(f"{'variant':24s} {'step s':>8s} {'ratio':>7s} {'cpu s':>7s} {'compile ratio':>14s} {'temporaries':>12s}")
+    print(
+        f"{'variant':24s} {'step s':>8s} {'ratio':>7s} {'cpu s':>7s} {'compile ratio':>14s} {'temporaries':>12s}"
+    )
     for name in variants:
         median = lambda key, name=name: statistics.median(r[name][key] for r in rounds)
-        ratio = lambda key, name=name: statistics.median(r[name][key] / r[base][key] for r in rounds)
+        ratio = lambda key, name=name: statistics.median(
+            r[name][key] / r[base][key] for r in rounds
+        )
         print(
             f"{name:24s} {median('step'):8.2f} {ratio('step'):7.2f} {median('cpu'):7.2f}"
             f" {ratio('compile'):14.2f} {median('temporaries') / 1e6:9.1f} MB"

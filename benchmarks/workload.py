@@ -3,7 +3,9 @@
     python benchmarks/workload.py --ranks 4 --steps 5
 
 A GPT of 8 layers, width 256, vocabulary 4096, sequence 128; 16 microbatches of 2 sequences; AdamW in
-float32. `--ranks 0` is the same layers in plain JAX, unrolled, with gradients accumulated over the
+float32. `--model gpt` is jaxpipe.models.gpt, whose layers are written to leave little for XLA's CPU
+backend to do; `--model stock` is the same network of Flax's own LayerNorm, attention and Dense.
+`--ranks 0` is the same layers in plain JAX, unrolled, with gradients accumulated over the
 microbatches by a scan. Prints one line of JSON: seconds to compile, seconds of each step, bytes of
 temporaries, the loss.
 """
@@ -26,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--model", choices=("gpt", "stock"), default="gpt")
     parser.add_argument("--text", help="write the optimised program to this file")
     parser.add_argument("--profile", help="write a profile of one step to this folder")
     return parser.parse_args()
@@ -42,13 +45,43 @@ def build(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         vocab_size=options.vocab, width=options.width, num_layers=options.layers,
         num_heads=options.width // 64, sequence_length=128,
     )  # fmt: skip
-    model = jp.PipelineModule(
-        gpt(config), jp.losses.cross_entropy, partition_method=options.partition
-    )
+    layers = gpt(config) if options.model == "gpt" else stock_layers(options)
+    model = jp.PipelineModule(layers, jp.losses.cross_entropy, partition_method=options.partition)
     tokens = np.random.default_rng(0).integers(
         0, options.vocab, (2 * options.microbatches, 129), dtype=np.int32
     )
     return model, dict(inputs=tokens[:, :-1], targets=tokens[:, 1:])
+
+
+def stock_layers(options: argparse.Namespace) -> list[Any]:
+    """The same network as a user would write it of Flax's own layers."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+
+    import jaxpipe as jp
+
+    class Embed(nn.Module):
+        @nn.compact
+        def __call__(self, tokens: Any) -> Any:
+            position = nn.Embed(128, options.width)(jnp.arange(tokens.shape[1]))
+            return nn.Embed(options.vocab, options.width)(tokens) + position
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            mask = nn.make_causal_mask(x[..., 0])
+            attention = nn.MultiHeadDotProductAttention(num_heads=options.width // 64)
+            x = x + attention(nn.LayerNorm()(x), mask=mask)
+            hidden = nn.gelu(nn.Dense(4 * options.width)(nn.LayerNorm()(x)))
+            return x + nn.Dense(options.width)(hidden)
+
+    class Head(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(options.vocab, use_bias=False)(nn.LayerNorm()(x))
+
+    blocks = [jp.LayerSpec(Block) for _ in range(options.layers)]
+    return [jp.LayerSpec(Embed), *blocks, jp.LayerSpec(Head)]
 
 
 def plain_step(model: Any, optimizer: Any, num_microbatches: int) -> Any:
@@ -132,7 +165,11 @@ def main() -> None:
     cpu = (spent.user - before.user + spent.system - before.system) / (options.steps + 1)
     memory = compiled.memory_analysis()
     result = dict(
-        compile=compile_seconds, steps=seconds[1:], cpu=cpu, temporaries=memory.temp_size_in_bytes, loss=loss
+        compile=compile_seconds,
+        steps=seconds[1:],
+        cpu=cpu,
+        temporaries=memory.temp_size_in_bytes,
+        loss=loss,
     )
     print(json.dumps(result))
 

@@ -46,7 +46,7 @@ class Engine(NamedTuple):
     train_batch: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_batch: Callable[[TrainState, Batch], Metrics]
     predict: Callable[[TrainState, Batch], PyTree]
-    value_and_grad: Callable[..., tuple[jax.Array, Placed]]
+    value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
     place: Callable[[Logical], Placed]
     logical: Callable[[Placed], PyTree]
     abstract_state: Callable[[Batch], TrainState]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpipe.batch import check_ids, microbatch_spec
 from jaxpipe.costs import layer_costs
 from jaxpipe.errors import JaxpipeError, OptimizerError, ScheduleError
-from jaxpipe.executor.lower import lower
+from jaxpipe.executor.lower import check_runnable, lower
 from jaxpipe.executor.program import Program
 from jaxpipe.fresh import fresh_rows
 from jaxpipe.mesh import DATA, PIPE, axis_size, check_mesh
@@ -302,6 +302,7 @@ class Machine:
 def _resolve(schedule: str | Schedule, num_ranks: int, num_microbatches: int | None) -> Schedule:
     if isinstance(schedule, Schedule):
         verify(schedule)
+        check_runnable(schedule)
         if num_microbatches not in (None, schedule.num_microbatches):
             raise ScheduleError(
                 f"num_microbatches={num_microbatches}, but the schedule {schedule.name!r} is for"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.program import BRANCH_OPS, COLUMNS, FUSED, IDLE, NOWHERE, Link, Program
 from jaxpipe.executor.slots import Life, assign_slots
 from jaxpipe.schedules import Action, Op, Schedule, needs, verify
@@ -35,9 +36,10 @@ def lower(
       fuse: whether the last stage may run F with the B that follows it, so that nothing is kept.
 
     Raises:
-      ScheduleError: from `verify`.
+      ScheduleError: from `verify`, and for what the loop cannot run.
     """
     verify(schedule)
+    check_runnable(schedule)
     fused = _fusible(schedule) if fuse else {}
     # A fused F runs when its B does; its input waits in the mail until then.
     ticks = schedule.ticks() | {f: schedule.ticks()[b] for b, f in fused.items()}
@@ -72,6 +74,21 @@ def lower(
         schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, num_rows,
         held(schedule),
     )  # fmt: skip
+
+
+def check_runnable(schedule: Schedule) -> None:
+    """Raises `ScheduleError` for a right schedule that the loop cannot run yet."""
+    split = sorted({str(a) for a in schedule.ticks() if a.op in (Op.I, Op.W)})
+    if split:
+        raise ScheduleError(
+            f"the schedule {schedule.name!r} splits backward in two ({split[0]} and others); the"
+            " loop runs F and B. Use a schedule with full backwards, B."
+        )
+    if schedule.latency > 1:
+        raise ScheduleError(
+            f"the schedule {schedule.name!r} has latency={schedule.latency}; the loop delays what"
+            " crosses ranks by 0 or 1 ticks. Make the schedule with latency=0 or 1."
+        )
 
 
 def _fusible(schedule: Schedule) -> dict[Action, Action]:

@@ -1,0 +1,99 @@
+"""Batches: their checks, and how they are cut."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxpipe.batch import (
+    batch_size,
+    check_divisible,
+    check_fields,
+    check_ids,
+    describe_batch,
+    microbatch_spec,
+    split_microbatches,
+)
+from jaxpipe.errors import BatchError
+
+counts = st.integers(1, 40)
+
+
+@given(st.integers(0, 500), counts, st.integers(1, 8))
+def test_what_cannot_be_cut_is_refused_with_the_nearest_sizes(size: int, m: int, data: int):
+    if size and size % (m * data) == 0:
+        check_divisible(size, m, data)
+        return
+    with pytest.raises(BatchError, match=f"a batch of {size} .* {m} microbatches x {data}") as got:
+        check_divisible(size, m, data)
+    offered = [int(n) for n in re.findall(r"\d+", str(got.value).split("nearest")[1])]
+    cuttable = [n for n in range(1, size + m * data + 1) if n % (m * data) == 0]
+    below, above = [n for n in cuttable if n < size][-1:], [n for n in cuttable if n > size][:1]
+    assert offered == below + above
+    for other in offered:
+        check_divisible(other, m, data)
+
+
+@given(counts, st.integers(1, 5))
+def test_microbatches_keep_the_order(m: int, rows: int):
+    batch = dict(inputs=np.arange(m * rows * 2).reshape(-1, 2), more=(np.arange(m * rows),))
+    pieces = split_microbatches(batch, m)
+    assert pieces["inputs"].shape == (m, rows, 2)
+    np.testing.assert_array_equal(np.concatenate(list(pieces["inputs"])), batch["inputs"])
+    np.testing.assert_array_equal(pieces["more"][0][-1], batch["more"][0][-rows:])
+
+
+def test_the_spec_is_of_one_microbatch_of_one_data_rank_in_jax_dtypes():
+    batch = dict(
+        inputs=np.zeros((24, 5)), ids=np.zeros(24, np.int64), mask=jnp.zeros((24, 2), bool)
+    )
+    spec = microbatch_spec(batch, 3, 2)
+    assert describe_batch(spec) == "{'ids': int32[4], 'inputs': float32[4,5], 'mask': bool[4,2]}"
+
+
+def test_leading_sizes_must_agree():
+    assert batch_size(dict(inputs=np.zeros((3, 2)), more=[np.zeros(3)])) == 3
+    batch = dict(inputs=np.zeros((3, 2)), more=[np.zeros(4)])
+    with pytest.raises(BatchError, match=r"inputs: 3, more/0: 4\. Make them equal"):
+        batch_size(batch)
+    with pytest.raises(BatchError, match="'lr' is a scalar"):
+        batch_size(dict(inputs=np.zeros((3, 2)), lr=0.1))
+
+
+def test_fields_are_asked_for_by_name():
+    batch = dict(inputs=0, segments=0)
+    check_fields(batch, {"00_Embed": ("segments",), "01_Block": ()})
+    with pytest.raises(BatchError, match="layer 00_Embed reads batch field 'masks'.*'segments'"):
+        check_fields(batch, {"00_Embed": ("masks",)})
+    with pytest.raises(BatchError, match="no field 'inputs', which the first layer.*'targets'"):
+        check_fields(dict(targets=0), {})
+    wrong: Any = (1, 2)
+    with pytest.raises(BatchError, match="dict of arrays.*got tuple"):
+        check_fields(wrong, {})
+
+
+RANGES = dict(inputs=(0, 16))
+
+
+@pytest.mark.parametrize("make", [np.array, jnp.array])
+@pytest.mark.parametrize(
+    ("ids", "wrong", "place"), [([[0, 16]], 16, (0, 1)), ([[3], [-1]], -1, (1, 0))]
+)
+def test_ids_out_of_range_are_shown_with_their_place(make: Any, ids: Any, wrong: int, place: Any):
+    said = (
+        rf"'inputs' holds {wrong} at {re.escape(str(place))}, outside 0 <= id < 16 \(1 such of 2\)"
+    )
+    with pytest.raises(BatchError, match=said):
+        check_ids(dict(inputs=make(ids)), RANGES)
+
+
+def test_ids_in_range_pass_and_other_fields_are_let_be():
+    check_ids(dict(inputs=np.array([0, 15]), targets=np.array([99])), RANGES)
+    check_ids(dict(targets=np.array([99])), RANGES)
+    # Values are not known while tracing.
+    jax.eval_shape(lambda x: check_ids(dict(inputs=x), RANGES), jnp.array([99]))

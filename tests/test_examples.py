@@ -1,0 +1,49 @@
+"""The examples: each runs, learns, and gives what the model gives without a pipeline."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_unlike_stages_denoise_as_the_plain_model_does(capsys):
+    result = load("01_mlp_two_stages").main()
+    assert result.last_loss < 0.25 * result.first_loss
+    assert result.last_loss == pytest.approx(result.plain_loss, rel=1e-3)
+    assert "rank 1 | .  F0 B0" in capsys.readouterr().out
+
+
+def test_a_convolutional_net_reads_digits(capsys):
+    result = load("02_digits_convnet").main()
+    assert result.test_accuracy > 0.9
+    assert result.boundaries == (0, 2, 4, 6)
+    assert "Flatten, Dense" in capsys.readouterr().out
+
+
+def test_ones_own_train_step_learns(capsys):
+    result = load("03_own_train_step").main()
+    assert result.last_loss < 0.25 * result.first_loss
+    assert result.last_loss == pytest.approx(result.plain_loss, rel=1e-5)
+    assert result.last_loss < result.averaged_loss < result.first_loss
+    assert result.gradient_norm > 0
+    assert "gradient norm" in capsys.readouterr().out
+
+
+def test_all_are_short_and_tested():
+    examples = sorted(EXAMPLES.glob("*.py"))
+    tested = Path(__file__).read_text()
+    assert len(examples) == 3
+    for example in examples:
+        assert f'load("{example.stem}")' in tested
+        assert len(example.read_text().splitlines()) <= 70

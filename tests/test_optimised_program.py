@@ -1,0 +1,199 @@
+"""What XLA makes of a training step: nothing is copied in the loop, and nothing grows with it.
+
+Read from the optimised program for CPU. Sizes of all dims differ, so that a shape tells what it is.
+"""
+
+import functools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxpipe as jp
+from jaxpipe.models import GPTConfig, gpt
+
+RANKS, ROWS, TIME = 4, 2, 10
+CONFIG = GPTConfig(vocab_size=56, width=24, num_layers=4, num_heads=3, sequence_length=TIME)
+Link = tuple[int, int]
+
+
+class Instruction(NamedTuple):
+    shapes: list[tuple[int, ...]]
+    op: str
+    text: str
+
+
+class Optimised:
+    """The computations of a program, each a list of instructions."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            if header := re.match(r"(?:ENTRY )?%([\w.\-]+) \(.*\{$", line):
+                current = self.computations.setdefault(header[1], [])
+            elif found := re.match(
+                r"\s+(?:ROOT )?%[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\(", line
+            ):
+                dims = [shape for _, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])]
+                shapes = [tuple(int(d) for d in shape.split(",") if d) for shape in dims]
+                current.append(Instruction(shapes, found[2], line))
+
+    def called(self, instruction: Instruction) -> set[str]:
+        return set(re.findall(r"%([\w.\-]+)", instruction.text)) & self.computations.keys()
+
+    def within(self, name: str) -> list[Instruction]:
+        """All that a computation runs, and what it calls runs."""
+        seen, todo, found = set(), [name], []
+        while todo:
+            if (here := todo.pop()) not in seen:
+                seen.add(here)
+                found += self.computations[here]
+                todo += [c for each in self.computations[here] for c in self.called(each)]
+        return found
+
+    @functools.cached_property
+    def loop(self) -> list[Instruction]:
+        """The body of the loop over ticks: the outermost one with meetings of ranks in it."""
+        bodies = [
+            self.within(re.findall(r"body=%([\w.\-]+)", each.text)[0])
+            for name in self.computations
+            for each in self.computations[name]
+            if each.op == "while"
+        ]
+        meeting = [body for body in bodies if any(each.op == "conditional" for each in body)]
+        return max(meeting, key=len)
+
+    @property
+    def everything(self) -> list[Instruction]:
+        return [each for body in self.computations.values() for each in body]
+
+
+class Compiled(NamedTuple):
+    engine: jp.Engine
+    batch: Any
+    program: Optimised
+    memory: Any
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Without the batch, which the step keeps as it is and which grows with M by itself."""
+        rows = sum(x.nbytes for x in jax.tree.leaves(self.batch))
+        return self.memory.temp_size_in_bytes - rows
+
+
+@functools.cache
+def step(schedule: str, num_microbatches: int, data: int = 1) -> Compiled:
+    model = jp.PipelineModule(gpt(CONFIG), jp.losses.cross_entropy)
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=RANKS, data=data), optimizer=optax.sgd(0.1),
+        schedule=schedule, num_microbatches=num_microbatches,
+    )  # fmt: skip
+    ids = np.zeros((ROWS * num_microbatches * data, TIME), np.int32)
+    batch = dict(inputs=ids, targets=ids)
+    made = engine.compiled(engine.abstract_state(batch), batch)
+    return Compiled(engine, batch, Optimised(made.as_text()), made.memory_analysis())
+
+
+def rows_of_parameters(case: Compiled) -> set[tuple[int, ...]]:
+    """Shapes of a rank's parameters, which are those of its gradients."""
+    buffers = case.engine.abstract_state(case.batch).params.buffers.values()
+    shapes = {b.shape[1:] for b in buffers}
+    return shapes | {(1, *s) for s in shapes} | {(math.prod(s),) for s in shapes}
+
+
+schedules = pytest.mark.parametrize("schedule", ["1f1b", "1f1b-eager", "gpipe"])
+
+
+@schedules
+def test_nothing_is_copied_in_the_loop(schedule: str):
+    case = step(schedule, 8)
+    plan = case.engine.program(case.batch)
+    big = rows_of_parameters(case)
+    copied = [each for each in case.program.loop if each.op.startswith("copy")]
+    for each in copied:
+        for shape in each.shapes:
+            assert shape not in big, each.text
+            # The stash and the mail are [slots, ...]; nothing that small else leads with a number.
+            is_stash = len(shape) == 2 and shape[0] == plan.num_rows and shape[1] > 100
+            assert not is_stash, each.text
+            assert shape != (plan.num_mail + 1, ROWS, TIME, CONFIG.width), each.text
+    # The loop does hold these buffers: were their shapes others, the test would see nothing.
+    whiles = [shape for each in case.program.loop if each.op == "while" for shape in each.shapes]
+    assert {b for b in big if len(b) == 2} & set(whiles)
+    assert any(len(s) == 2 and s[0] == plan.num_rows and s[1] > 100 for s in whiles)
+    assert (plan.num_mail + 1, ROWS, TIME, CONFIG.width) in whiles or schedule == "gpipe"
+
+
+def test_a_copy_would_be_seen():
+    # `lax.cond` that returns a buffer copies it.
+    def loop(buffer: Any, ticks: Any) -> Any:
+        def tick(buffer: Any, on: Any) -> Any:
+            write = lambda b: b.at[on % 3].set(b[0] + 1)
+            return jax.lax.cond(on > 1, write, lambda b: b, buffer), buffer[0, 0]
+
+        return jax.lax.scan(tick, buffer, ticks)
+
+    text = jax.jit(loop).lower(np.ones((8, 300), "f"), np.arange(9)).compile().as_text()
+    copied = [each for each in Optimised(text).loop if each.op.startswith("copy")]
+    assert any((8, 300) in each.shapes for each in copied)
+
+
+def links_of(instruction: Instruction) -> tuple[Link, ...]:
+    (pairs,) = re.findall(r"source_target_pairs=\{(.*?\})\}", instruction.text)
+    return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs + "}"))
+
+
+@schedules
+def test_ranks_meet_on_the_links_that_a_tick_uses_and_nowhere_else(schedule: str):
+    case = step(schedule, 8)
+    permutes = [each for each in case.program.loop if each.op.startswith("collective-permute")]
+    permutes = [each for each in permutes if not each.op.endswith("done")]
+    patterns = case.engine.program(case.batch).patterns
+    assert sorted(map(links_of, permutes)) == sorted(p for meeting in patterns for p in meeting)
+    # Nothing else travels in the loop, and activations alone.
+    assert {each.shapes[0] for each in permutes} == {(ROWS, TIME, CONFIG.width)}
+    others = [each.op for each in case.program.loop if re.match(r"all-|reduce-scatter", each.op)]
+    assert not others
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_parameters_are_never_gathered(data: int):
+    ops = {each.op for each in step("1f1b", 8, data).program.everything}
+    assert not {op for op in ops if op.startswith(("all-gather", "all-to-all", "reduce-scatter"))}
+
+
+def test_gradients_are_reduced_over_data_once_after_the_loop():
+    case = step("1f1b", 8, 2)
+    reduces = [each for each in case.program.everything if each.op.startswith("all-reduce")]
+    reduces = [each for each in reduces if not each.op.endswith("done")]
+    inside = {each.text for each in case.program.loop}
+    assert not [each for each in reduces if each.text in inside]
+    over_data = [each for each in reduces if "{{0,1},{2,3},{4,5},{6,7}}" in each.text]
+    assert len(over_data) >= 1
+    reduced = sum(math.prod(shape) for each in over_data for shape in each.shapes)
+    params = case.engine.abstract_state(case.batch).params.buffers.values()
+    assert reduced == sum(math.prod(b.shape[1:]) for b in params)
+    # The loss, the weight and the norm remain.
+    rest = [each for each in reduces if each not in over_data]
+    assert sum(math.prod(shape) for each in rest for shape in each.shapes) == 3
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "1f1b-eager"])
+def test_memory_does_not_grow_with_microbatches(schedule: str):
+    few, many = step(schedule, 8), step(schedule, 64)
+    assert many.temporary_bytes <= 1.02 * few.temporary_bytes
+
+
+def test_memory_of_gpipe_grows():
+    assert step("gpipe", 64).temporary_bytes > 2 * step("gpipe", 8).temporary_bytes
+
+
+@schedules
+def test_the_program_does_not_grow_with_microbatches(schedule: str):
+    few, many = (len(step(schedule, m).program.everything) for m in (8, 64))
+    assert 0.98 < many / few < 1.02

@@ -1,0 +1,141 @@
+"""What the documents claim: their programs run, their drawings are real, their commands exist."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from jaxpipe import cli
+from jaxpipe.schedules import NAMES, by_name, forward_only, simulate
+
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+DOCUMENTS = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+DRAWN = r"([\w-]+): (\d+) ranks?, \d+ stages?, (\d+) microbatch"
+
+# Runs Python blocks one after the other in one namespace, with line numbers of the document.
+RUN_BLOCKS = """
+import sys
+namespace = {"__name__": "__main__"}
+path, *blocks = sys.argv[1:]
+for line, source in zip(blocks[::2], blocks[1::2], strict=True):
+    exec(compile("\\n" * int(line) + source, path, "exec"), namespace)
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    language: str
+    line: int  # of its fence, from 1
+    text: str
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    text = document.read_text()
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield Block(match[1], text.count("\n", 0, match.start()) + 1, match[2])
+
+
+def programs(document: Path) -> list[Block]:
+    return [block for block in blocks(document) if block.language == "python"]
+
+
+def name(document: Path) -> str:
+    return str(document.relative_to(REPOSITORY))
+
+
+def only_block(start: str) -> str:
+    """The text of the README's block that starts so."""
+    [text] = [block.text for block in blocks(README) if block.text.startswith(start)]
+    return text
+
+
+@pytest.mark.parametrize("document", [*filter(programs, DOCUMENTS)], ids=name)
+def test_programs_run(document, tmp_path):
+    # Programs ask for simulated devices themselves, as a reader's would; only patience is added.
+    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    env = os.environ | dict(PYTHONPATH=str(REPOSITORY), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    pieces = [piece for block in programs(document) for piece in (str(block.line), block.text)]
+    command = [sys.executable, "-c", RUN_BLOCKS, str(document), *pieces]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_program_has_twelve_lines():
+    lines = programs(README)[0].text.splitlines()
+    assert sum(bool(line.strip()) for line in lines) == 12
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_drawings_are_real(document):
+    for block in blocks(document):
+        if found := re.match(DRAWN, block.text):
+            which, counts = found[1], (int(found[2]), int(found[3]))
+            real = forward_only(*counts) if which == "forward" else by_name(which, *counts)
+            assert block.text == f"{real}\n"
+
+
+def test_the_readme_draws_1f1b_on_four_ranks():
+    assert only_block("1f1b: 4 ranks") == f"{by_name('1f1b', 4, 8)}\n"
+
+
+def test_the_table_of_schedules_is_real():
+    cells = [re.split(r" *\| *", line.strip("| ")) for line in README.read_text().splitlines()]
+    rows = {row[0].strip("`"): row[2:] for row in cells if len(row) == 5}
+    for schedule in NAMES:
+        timeline = simulate(by_name(schedule, 4, 8))
+        bubble, _, held = rows[schedule]
+        assert bubble == f"{timeline.bubble_fraction:.1%}"
+        assert held == " ".join(map(str, timeline.held))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_commands_exist(document, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    trained = []
+    monkeypatch.setattr(cli, "_train", lambda config, resume: trained.append(config) or 0)
+    shells = [block.text for block in blocks(document) if block.language == "sh"]
+    commands = re.findall(r"jaxpipe (train [^\n&|#]+|draw [^\n&|#]+)", "\n".join(shells))
+    for command in commands:
+        assert cli.main(command.split()) == 0, command
+    assert len(trained) == sum(command.startswith("train ") for command in commands)
+    if document == README:
+        assert trained and len(trained) < len(commands)
+
+
+def test_ci_runs_the_readmes_test_command_word_for_word():
+    command = only_block("python3 -m venv .venv-test ").strip()
+    assert command.endswith("-m pytest -n 2")
+    assert command in (REPOSITORY / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_file_tree_is_complete():
+    listed, folders = set(), []
+    for line in only_block("jaxpipe/\n").splitlines():
+        path = line.split()[0]
+        folders = [*folders[: (len(line) - len(line.lstrip())) // 2], path]
+        listed.add("".join(folders))
+    assert [path for path in listed if not (REPOSITORY / path).exists()] == []
+    package = REPOSITORY / "jaxpipe"
+    modules = {path.relative_to(REPOSITORY) for path in package.rglob("*.py")}
+    plain = {str(path) for path in modules if not path.stem.startswith("__")}
+    assert plain - listed == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_decisions_are_numbered():
+    numbers = [path.name[:4] for path in sorted((REPOSITORY / "docs/decisions").glob("*.md"))]
+    assert numbers == [f"{i:04}" for i, _ in enumerate(numbers, 1)] != []
+    assert all(a != b for a, b in itertools.pairwise(numbers))
