@@ -68,12 +68,12 @@ def test_leading_sizes_must_agree():
 def test_fields_are_asked_for_by_name():
     batch = dict(inputs=0, segments=0)
     check_fields(batch, {"00_Embed": ("segments",), "01_Block": ()})
-    with pytest.raises(BatchError, match="layer 00_Embed reads batch field 'masks'.*'segments'"):
+    with pytest.raises(BatchError, match=r"layer 00_Embed reads batch field 'masks'.*'segments'"):
         check_fields(batch, {"00_Embed": ("masks",)})
-    with pytest.raises(BatchError, match="no field 'inputs', which the first layer.*'targets'"):
+    with pytest.raises(BatchError, match=r"no field 'inputs', which the first layer.*'targets'"):
         check_fields(dict(targets=0), {})
     wrong: Any = (1, 2)
-    with pytest.raises(BatchError, match="dict of arrays.*got tuple"):
+    with pytest.raises(BatchError, match=r"dict of arrays.*got tuple"):
         check_fields(wrong, {})
 
 

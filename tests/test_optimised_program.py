@@ -30,10 +30,10 @@ class Instruction(NamedTuple):
 class Optimised:
     """The computations of a program, each a list of instructions."""
 
-    def __init__(self, text: str):
+    def __init__(self, compiled: Any):
         self.computations: dict[str, list[Instruction]] = {}
         current: list[Instruction] = []
-        for line in text.splitlines():
+        for line in compiled.as_text().splitlines():
             if header := re.match(r"(?:ENTRY )?%([\w.\-]+) \(.*\{$", line):
                 current = self.computations.setdefault(header[1], [])
             elif found := re.match(
@@ -96,7 +96,7 @@ def step(schedule: str, num_microbatches: int, data: int = 1) -> Compiled:
     ids = np.zeros((ROWS * num_microbatches * data, TIME), np.int32)
     batch = dict(inputs=ids, targets=ids)
     made = engine.compiled(engine.abstract_state(batch), batch)
-    return Compiled(engine, batch, Optimised(made.as_text()), made.memory_analysis())
+    return Compiled(engine, batch, Optimised(made), made.memory_analysis())
 
 
 def rows_of_parameters(case: Compiled) -> set[tuple[int, ...]]:
@@ -138,8 +138,8 @@ def test_a_copy_would_be_seen():
 
         return jax.lax.scan(tick, buffer, ticks)
 
-    text = jax.jit(loop).lower(np.ones((8, 300), "f"), np.arange(9)).compile().as_text()
-    copied = [each for each in Optimised(text).loop if each.op.startswith("copy")]
+    made = jax.jit(loop).lower(np.ones((8, 300), "f"), np.arange(9)).compile()
+    copied = [each for each in Optimised(made).loop if each.op.startswith("copy")]
     assert any((8, 300) in each.shapes for each in copied)
 
 

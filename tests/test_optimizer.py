@@ -89,15 +89,17 @@ def plain(optimizer: Any, num_steps: int) -> tuple[Any, Any]:
 
 
 def only_blocks(params: Any) -> Any:
-    return {name: jax.tree.map(lambda _: "Block" in name, x) for name, x in params.items()}
+    return {
+        name: jax.tree.map(lambda _, name=name: "Block" in name, x) for name, x in params.items()
+    }
 
 
 def labels(params: Any) -> Any:
     """A label for each layer, which is the layer's name."""
-    return {name: jax.tree.map(lambda _: name, x) for name, x in params.items()}
+    return {name: jax.tree.map(lambda _, name=name: name, x) for name, x in params.items()}
 
 
-BY_LAYER = {
+BY_LAYER: dict[Any, Any] = {
     "00_Embed": optax.adam(0.01),
     "01_Block": optax.sgd(0.01, momentum=0.9),
     "02_Block": optax.adamw(0.02),
@@ -176,13 +178,15 @@ def test_choices_between_whole_trees_are_refused(optimizer: Any):
 
 
 def test_an_optimizer_that_mixes_layers_is_refused():
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        grads = updates
         first = grads["01_Block"]["up"]["kernel"]
         second = grads["02_Block"]["up"]["kernel"]
         grads = grads | {"02_Block": grads["02_Block"] | dict(up=dict(kernel=first + second))}
         grads["02_Block"]["up"]["bias"] = jnp.zeros(144)
         return grads, state
 
-    mixing = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    start: Any = lambda params: optax.EmptyState()
+    mixing = optax.GradientTransformation(start, update)
     with pytest.raises(OptimizerError, match=r"`add` reads a float32\[32, 144\] of one rank"):
         PlacedOptimizer(mixing, layout())

@@ -1,6 +1,6 @@
 """Small models of every sort, as deep as asked for, and batches for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,11 +15,11 @@ WIDTH = 8
 Batch = dict[str, Any]
 
 
-def mean_loss(outputs: Any, batch: Batch) -> jax.Array:
+def mean_loss(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
     return jnp.mean(jnp.square(outputs - batch["targets"]))
 
 
-def weighted_loss(outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def weighted_loss(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     errors = jnp.sum(jnp.square(outputs - batch["targets"]), axis=-1)
     return jnp.sum(errors * batch["weights"]), jnp.sum(batch["weights"])
 

@@ -7,12 +7,33 @@ from typing import Any
 from jaxpipe.layers.layer import PyTree
 
 
+@dataclasses.dataclass(frozen=True)
+class FunctionLayer:
+    """A layer made of plain functions.
+
+    Attributes:
+      apply: `(params, x) -> y`, or `x -> y` without `init`. It may take side inputs by name,
+        and `key` (a PRNG key, or None) and `train` where its signature has them.
+      init: `(key, x) -> params` from an example input, or None for a layer without parameters.
+      name: as for `LayerSpec`.
+      batch_inputs: as for `LayerSpec`.
+      frozen: as for `LayerSpec`.
+    """
+
+    apply: Callable[..., PyTree]
+    init: Callable[..., PyTree] | None = None
+    name: str | None = None
+    batch_inputs: tuple[str, ...] = ()
+    frozen: bool | str = False
+
+
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
 class LayerSpec:
     """A layer that is not built yet.
 
     Args:
-      typename: a Flax linen or NNX module class, or a plain function `f(x, ...)`.
+      typename: a Flax linen or NNX module class, a plain function `f(x, ...)`, or a
+        `FunctionLayer`.
       *args: passed on to the class, or to the function after `x`.
       name: the key of the layer's parameters; `03_Block` and the like by default.
       batch_inputs: fields of the batch that the layer takes as keyword arguments besides its input.
@@ -30,7 +51,7 @@ class LayerSpec:
     LayerSpec(Dense, 8, use_bias=False)
     """
 
-    typename: Callable[..., Any]
+    typename: Callable[..., Any] | FunctionLayer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     name: str | None
@@ -39,7 +60,7 @@ class LayerSpec:
 
     def __init__(
         self,
-        typename: Callable[..., Any],
+        typename: Callable[..., Any] | FunctionLayer,
         *args: Any,
         name: str | None = None,
         batch_inputs: tuple[str, ...] = (),
@@ -78,7 +99,7 @@ class TiedLayerSpec(LayerSpec):
     def __init__(
         self,
         key: str,
-        typename: Callable[..., Any],
+        typename: Callable[..., Any] | FunctionLayer,
         *args: Any,
         forward_fn: Callable[[Any, PyTree], PyTree] | None = None,
         **kwargs: Any,
@@ -86,23 +107,3 @@ class TiedLayerSpec(LayerSpec):
         super().__init__(typename, *args, **kwargs)
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "forward_fn", forward_fn)
-
-
-@dataclasses.dataclass(frozen=True)
-class FunctionLayer:
-    """A layer made of plain functions.
-
-    Attributes:
-      apply: `(params, x) -> y`, or `x -> y` without `init`. It may take side inputs by name,
-        and `key` (a PRNG key, or None) and `train` where its signature has them.
-      init: `(key, x) -> params` from an example input, or None for a layer without parameters.
-      name: as for `LayerSpec`.
-      batch_inputs: as for `LayerSpec`.
-      frozen: as for `LayerSpec`.
-    """
-
-    apply: Callable[..., PyTree]
-    init: Callable[..., PyTree] | None = None
-    name: str | None = None
-    batch_inputs: tuple[str, ...] = ()
-    frozen: bool | str = False

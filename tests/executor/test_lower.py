@@ -16,7 +16,7 @@ from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import FUSED, IDLE, NOWHERE, B, F, Program
 from jaxpipe.schedules import Action, Op, Schedule, forward_only, loop, place, simulate, vee
-from jaxpipe.schedules.table import needs
+from jaxpipe.schedules.table import needs, parse_action
 
 Value = tuple[str, int, int]  # "y" or "dy" of (stage, microbatch)
 FIRST_LAYERS = range(0, 300, 3)
@@ -220,8 +220,7 @@ def veed() -> Schedule:
 
 
 def by_hand(text: str, placement: tuple[int, ...], name: str) -> Schedule:
-    parse = jp.schedules.table.parse_action
-    order = [[parse(cell) for cell in row.split()] for row in text.strip().splitlines()]
+    order = [[parse_action(cell) for cell in row.split()] for row in text.strip().splitlines()]
     return place(order, placement, 2, name=name)
 
 
