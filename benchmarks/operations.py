@@ -2,9 +2,10 @@
 
     python benchmarks/operations.py
 
-An idle rank must run nothing: guards skip, and XLA must not move work out of them. Counts do not
-depend on the machine's load. `matrix products` are those of the model, so the pipeline may have more
-only where it computes something again that the plain step keeps.
+An idle rank must run nothing: guards skip, and XLA must not move work out of them. What the
+pipeline has more is its own work per tick, what it writes to and reads from the stash, and what
+`jax.checkpoint` computes again, which XLA saves where F and B stand in one program. Counts do not
+depend on the machine's load.
 """
 
 import argparse

@@ -53,7 +53,8 @@ def main() -> None:
         print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
     base = next(iter(variants))
     print(
-        f"{'variant':24s} {'step s':>8s} {'ratio':>7s} {'cpu s':>7s} {'compile ratio':>14s} {'temporaries':>12s}"
+        f"{'variant':24s} {'step s':>8s} {'ratio':>7s} {'cpu s':>7s} {'compile ratio':>14s}"
+        f" {'temporaries':>12s}"
     )
     for name in variants:
         median = lambda key, name=name: statistics.median(r[name][key] for r in rounds)

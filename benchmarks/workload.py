@@ -2,9 +2,10 @@
 
     python benchmarks/workload.py --ranks 4 --steps 5
 
-A GPT of 8 layers, width 256, vocabulary 4096, sequence 128; 16 microbatches of 2 sequences; AdamW in
-float32. `--model gpt` is jaxpipe.models.gpt, whose layers are written to leave little for XLA's CPU
-backend to do; `--model stock` is the same network of Flax's own LayerNorm, attention and Dense.
+A GPT of 8 layers, width 256, vocabulary 4096, sequence 128; 16 microbatches of 2 sequences; AdamW
+in float32. `--model gpt` is jaxpipe.models.gpt, whose layers are written to leave little for
+XLA's CPU backend to do; `--model stock` is the same network of Flax's own LayerNorm, attention and
+Dense.
 `--ranks 0` is the same layers in plain JAX, unrolled, with gradients accumulated over the
 microbatches by a scan. Prints one line of JSON: seconds to compile, seconds of each step, bytes of
 temporaries, the loss.
@@ -151,7 +152,7 @@ def main() -> None:
     if options.text:
         with open(options.text, "w") as file:
             file.write(compiled.as_text())
-    seconds, before = [], os.times()
+    seconds, before, loss = [], os.times(), 0.0
     for number in range(options.steps + 1):
         start = time.perf_counter()
         state, out = advance(state)

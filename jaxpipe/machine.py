@@ -162,8 +162,9 @@ class Machine:
         opt_state = None
         if optimizer is not None:
             start = lambda p: _join(optimizer.init(_held(p)), optimizer.state)
-            layouts = specs(settled.layout), specs(optimizer.state)
-            opt_state = jax.jit(self._on_mesh(start, *[(layouts[0],), layouts[1]]))(params)
+            trees = (specs(settled.layout),), specs(optimizer.state)
+            make = lambda: jax.jit(self._on_mesh(start, *trees))
+            opt_state = self._once("optimizer.init", batch, make)(params)
         everywhere = NamedSharding(self._mesh, EVERYWHERE)
         step, data = jax.device_put((jnp.int32(0), jax.random.key_data(run_key)), everywhere)
         return TrainState(step, params, opt_state, data, str(jax.random.key_impl(run_key)))
@@ -174,16 +175,17 @@ class Machine:
                 settled.layout, self._mesh, self._model.init(key, self._outline(batch).batch)
             )
         outline, layout = self._outline(batch), settled.layout
+        impl = str(jax.random.key_impl(key))
 
         def build(data: jax.Array) -> Placed:
-            own = jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(key)))
+            own = jax.random.wrap_key_data(data, impl=impl)
             rows = fresh_rows(
                 self._model, outline, settled.partition, self.schedule.placement, layout, own
             )
             return _join(Held(rows, []), layout)
 
-        run = self._on_mesh(build, (EVERYWHERE,), specs(layout))
-        return jax.jit(run)(jax.random.key_data(key))
+        make = lambda: jax.jit(self._on_mesh(build, (EVERYWHERE,), specs(layout)))
+        return self._once(f"init {impl}", batch, make)(jax.random.key_data(key))
 
     def abstract_state(self, batch: Batch) -> TrainState:  # noqa: D102
         settled = self._settled(batch)

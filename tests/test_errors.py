@@ -78,6 +78,8 @@ def of_tokens(**settings: Any) -> jp.Engine:
 
 DENSE = jp.LayerSpec(nn.Dense, 3)
 SIDE = jp.LayerSpec(Block, batch_inputs=("segments",))
+SPLIT_ROW = tuple(jp.schedules.Action(0, jp.schedules.Op(op), 0) for op in "FIW")
+SPLIT = jp.schedules.Schedule("split", (0,), 1, (SPLIT_ROW,))
 THREE_RANKS = jp.schedules.one_f_one_b(3, 4)
 
 
@@ -132,6 +134,16 @@ MISTAKES = dict(
         errors.ScheduleError,
         "'1f1b' is for 3 ranks; the mesh's 'pipe' axis has 2. Make both equal",
         lambda: engine(schedule=THREE_RANKS),
+    ),
+    split_backward=Mistake(
+        errors.ScheduleError,
+        r"'split' splits backward in two \(0I0 and others\).*Use a schedule with full backwards",
+        lambda: engine(of(DENSE), mesh=jp.make_mesh(1), schedule=SPLIT, num_microbatches=1),
+    ),
+    slow_hops=Mistake(
+        errors.ScheduleError,
+        "latency=2; the loop delays what crosses ranks by 0 or 1 ticks",
+        lambda: engine(schedule=jp.schedules.one_f_one_b(2, 4, latency=2)),
     ),
     stages_of_the_schedule=Mistake(
         errors.ScheduleError,

@@ -58,6 +58,7 @@ def test_frozen_leaves_stay_and_have_no_gradient_and_no_optimizer_state():
     np.testing.assert_allclose(
         grads["01_Dense"]["kernel"], plain["01_Dense"]["kernel"], rtol=1e-5, atol=1e-7
     )
+    assert state.opt_state is not None
     moments = engine.logical(state.opt_state)[0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(grads)
     state, _ = engine.train_batch(state, batch)

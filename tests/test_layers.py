@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.core import Tracer
 from zoo import WIDTH, Block, NnxBlock, mean_loss, vectors
 
 import jaxpipe as jp
@@ -150,7 +151,7 @@ def test_nothing_is_built_before_it_is_needed():
     made: list[bool] = []  # one for each kernel: was there a value?
 
     def kernel_init(key: Any, shape: Any, dtype: Any = jnp.float32, *args: Any) -> Any:
-        made.append(not isinstance(key, jax.core.Tracer))
+        made.append(not isinstance(key, Tracer))
         return jnp.ones(shape, dtype)
 
     layers = [jp.LayerSpec(nn.Dense, WIDTH, kernel_init=kernel_init) for _ in range(3)]

@@ -72,7 +72,12 @@ def block_of(config: GPTConfig) -> Layer:
 def test_a_gpt_takes_tokens_to_logits():
     (init, run), tokens = gpt_functions(SMALL), tokens_of(3, 10)
     params = init(tokens)
-    assert [spec.typename.__name__ for spec in gpt(SMALL)] == ["Embed", "Block", "Block", "Head"]
+    assert [layer.type_name for layer in build_layers(gpt(SMALL))] == [
+        "Embed",
+        "Block",
+        "Block",
+        "Head",
+    ]
     shapes = [x.shape for x in run(params, tokens)]
     assert shapes == [(3, 10, 16)] * 3 + [(3, 10, 17)]
     chex.assert_trees_all_equal_shapes(params[1], params[2])

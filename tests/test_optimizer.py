@@ -88,15 +88,13 @@ def plain(optimizer: Any, num_steps: int) -> tuple[Any, Any]:
     return params, state
 
 
-def only_blocks(params: Any) -> Any:
-    return {
-        name: jax.tree.map(lambda _, name=name: "Block" in name, x) for name, x in params.items()
-    }
-
-
 def labels(params: Any) -> Any:
     """A label for each layer, which is the layer's name."""
     return {name: jax.tree.map(lambda _, name=name: name, x) for name, x in params.items()}
+
+
+def only_blocks(params: Any) -> Any:
+    return jax.tree.map(lambda label: "Block" in label, labels(params))
 
 
 BY_LAYER: dict[Any, Any] = {

@@ -81,6 +81,7 @@ def test_training_moves_master_weights_by_less_than_bfloat16_resolves(run: dict[
     engine, batch = run["engine"], run["batch"]
     state = engine.init(jax.random.key(0), batch)
     before = engine.logical(state.params)
+    metrics = {}
     for _ in range(3):
         state, metrics = engine.train_batch(state, batch)
     assert np.isfinite(float(metrics["loss"]))

@@ -207,8 +207,9 @@ NETS: dict[str, tuple[jp.PipelineModule, Any, int]] = dict(
 @pytest.mark.parametrize("name", NETS)
 def test_no_device_ever_holds_more_than_the_largest_share(name: str):
     model, batch, ranks = NETS[name]
+    optimizer = optax.adam(0.1) if name == "unlike" else optax.identity()
     engine = jp.initialize(
-        model, mesh=jp.make_mesh(pipe=ranks), optimizer=optax.adam(0.1), num_microbatches=2
+        model, mesh=jp.make_mesh(pipe=ranks), optimizer=optimizer, num_microbatches=2
     )
     # The shapes alone say what each stage needs.
     params, cut = model.outline(batch).params, engine.partition(batch)
@@ -221,11 +222,13 @@ def test_no_device_ever_holds_more_than_the_largest_share(name: str):
     assert largest_error(engine.logical(state.params), model.init(KEY, batch)) < 1e-6
     held = bytes_per_device(state.params)
     assert len(held) == ranks and max(held.values()) <= 1.05 * share
-    # Two moments; a step count, Adam's too, and a key; 8 bytes for the address of each output.
+    # A step count, Adam's too, and a key; 8 bytes for the address of each output.
     rest = 16 + 8 * len(jax.tree.leaves(state))
-    assert max(bytes_per_device(state.opt_state).values()) <= 1.05 * 2 * share + rest
+    moments = 2 if name == "unlike" else 0
+    opt_state = bytes_per_device(state.opt_state)
+    assert max(opt_state.values(), default=0) <= 1.05 * moments * share + rest
     memory: Any = init.memory_analysis()
-    assert memory.output_size_in_bytes <= 1.05 * 3 * share + rest
+    assert memory.output_size_in_bytes <= 1.05 * (1 + moments) * share + rest
 
 
 def test_making_parameters_takes_no_more_room_for_more_layers():

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        # E[x^2] - E[x]^2 over 8 features loses so many bits that plain float32 is 2e-6 from float64.
+        # E[x^2] - E[x]^2 of 8 features loses so many bits that plain float32 is 2e-6 off.
         h = nn.LayerNorm(use_fast_variance=False)(x)
         h = nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(2 * x.shape[-1])(h)))
         return x + nn.Dropout(self.rate, deterministic=not train)(h)

@@ -66,16 +66,48 @@ def run_program(
         name: jnp.asarray(column)[:, rank] for name, column in _without_nowhere(program).items()
     }
     columns["pattern"] = jnp.asarray(program.pattern)
+    if program.latency:
+        # What a tick's meeting brings is put into the mail when the next tick begins: before any
+        # action reads there, or XLA would copy all of it to let the two overlap.
+        num_permutes = max(map(len, program.patterns), default=0)
+        carry["arrived"] = [payload.empty(None, fill) for _ in range(num_permutes)]
+        for column in ("first", "second"):
+            late = jnp.concatenate([jnp.array([program.num_mail]), columns[column][:-1]])
+            columns[column] = late
 
     def tick(carry: Carry, cells: Cells) -> tuple[Carry, None]:
-        before = carry["payload"]
+        before, late = carry["payload"], {}
+        if program.latency:
+            carry = carry | dict(mail=_put(carry["arrived"], cells, carry["mail"]))
+            late = dict(arrived=_meet(program, cells["pattern"], before))
         for number, action in enumerate(actions, 1):
             carry = _act(action, cells["branch"] == number, cells, carry)
-        sent = before if program.latency else carry["payload"]
-        mail = _deliver(program, payload, cells, carry["payload"], sent, carry["mail"])
-        return carry | dict(mail=mail), None
+        mail = carry["mail"]
+        if (program.table["keep"] != NOWHERE).any():
+            mail = _put([carry["payload"]], dict(first=cells["keep"]), mail)
+        if not program.latency:
+            mail = _put(_meet(program, cells["pattern"], carry["payload"]), cells, mail)
+        return carry | dict(mail=mail) | late, None
 
     return lax.scan(tick, carry, columns)[0]
+
+
+def _put(arrivals: Sequence[Buffers], cells: Cells, mail: Buffers) -> Buffers:
+    for column, arrived in zip(("first", "second"), arrivals, strict=False):
+        mail = [
+            lax.dynamic_update_index_in_dim(box, x, cells[column], 0)
+            for box, x in zip(mail, arrived, strict=True)
+        ]
+    return mail
+
+
+def _meet(program: Program, pattern: jax.Array, sent: Buffers) -> list[Buffers]:
+    num_permutes = max(map(len, program.patterns), default=0)
+    if not num_permutes:
+        return []
+    # The pattern is the same on every rank, so all take the same branch and meet.
+    meetings = [_meeting(permutes, num_permutes) for permutes in program.patterns]
+    return lax.switch(pattern, meetings, sent)
 
 
 def _without_nowhere(program: Program) -> dict[str, Any]:
