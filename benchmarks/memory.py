@@ -4,8 +4,8 @@
 
 The workload of benchmarks/workload.py on 4 ranks, for several numbers of microbatches. "autodiff"
 is the usual pipeline in JAX: a scan over ticks with a permute, differentiated as a whole; its
-embedding and head run outside the pipeline. Read from `memory_analysis()` of the compiled programs; nothing
-is run, so the figures do not depend on the machine's load.
+embedding and head run outside the pipeline. Read from `memory_analysis()` of the compiled programs;
+nothing is run, so the figures do not depend on the machine's load.
 """
 
 import argparse

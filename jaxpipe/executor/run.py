@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxpipe.executor.packing import Buffers, Packing
@@ -57,96 +58,80 @@ def run_program(
       carry: what the actions read and write; `payload` and `mail` are added here.
       fill: what mail and payload hold at the start. Nothing may ever read it: tests use NaN.
     """
-    rank = lax.axis_index(PIPE)
     # One slot past the end takes what nobody wants.
     carry = carry | dict(
-        payload=payload.empty(None, fill), mail=payload.empty(program.num_mail + 1, fill)
+        payload=payload.empty(None, fill),
+        mail=payload.empty(program.num_mail + 1, fill),
+        arrived=[payload.empty(None, fill) for _ in range(program.latency * _permutes(program))],
     )
-    columns = {
-        name: jnp.asarray(column)[:, rank] for name, column in _without_nowhere(program).items()
-    }
-    columns["pattern"] = jnp.asarray(program.pattern)
-    if program.latency:
-        # What a tick's meeting brings is put into the mail when the next tick begins: before any
-        # action reads there, or XLA would copy all of it to let the two overlap.
-        num_permutes = max(map(len, program.patterns), default=0)
-        carry["arrived"] = [payload.empty(None, fill) for _ in range(num_permutes)]
-        for column in ("first", "second"):
-            late = jnp.concatenate([jnp.array([program.num_mail]), columns[column][:-1]])
-            columns[column] = late
 
     def tick(carry: Carry, cells: Cells) -> tuple[Carry, None]:
-        before, late = carry["payload"], {}
-        if program.latency:
-            carry = carry | dict(mail=_put(carry["arrived"], cells, carry["mail"]))
-            late = dict(arrived=_meet(program, cells["pattern"], before))
-        for number, action in enumerate(actions, 1):
-            carry = _act(action, cells["branch"] == number, cells, carry)
-        mail = carry["mail"]
-        if (program.table["keep"] != NOWHERE).any():
-            mail = _put([carry["payload"]], dict(first=cells["keep"]), mail)
         if not program.latency:
-            mail = _put(_meet(program, cells["pattern"], carry["payload"]), cells, mail)
-        return carry | dict(mail=mail) | late, None
+            carry = _work(program, actions, cells, carry)
+            return _deliver(_meet(program, cells, carry), cells, carry), None
+        # What met while the last tick worked goes into the mail before any action reads there: XLA
+        # would copy all of the mail to let the two overlap.
+        carry = _deliver(carry["arrived"], cells, carry)
+        arrived = _meet(program, cells, carry)
+        return _work(program, actions, cells, carry) | dict(arrived=arrived), None
 
-    return lax.scan(tick, carry, columns)[0]
+    return lax.scan(tick, carry, _columns(program))[0]
 
 
-def _put(arrivals: Sequence[Buffers], cells: Cells, mail: Buffers) -> Buffers:
+def _columns(program: Program) -> Cells:
+    """This rank's integers by tick, all in range: arrivals for nobody go to the spare mail slot."""
+    rank, out = lax.axis_index(PIPE), {}
+    for name, column in program.table.items():
+        spare = program.num_mail if name in ("keep", "first", "second") else 0
+        column = np.where(column == NOWHERE, spare, column)
+        if program.latency and name in ("first", "second"):  # one tick after its meeting
+            column = np.concatenate([np.full_like(column[:1], spare), column[:-1]])
+        out[name] = jnp.asarray(column)[:, rank]
+    return out | dict(pattern=jnp.asarray(program.pattern))
+
+
+def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carry) -> Carry:
+    """This tick's action, if any, and its result to the rank's own mail, if that reads it."""
+    for number, action in enumerate(actions, 1):
+
+        def body(
+            zero: jax.Array, mine: Carry, action: Action = action, all: Carry = carry
+        ) -> Carry:
+            here = {name: cell + zero for name, cell in cells.items()}
+            return action.run(here, all | mine)
+
+        mine = {name: carry[name] for name in action.writes}
+        carry = carry | when(cells["branch"] == number, body, mine)
+    if (program.table["keep"] == NOWHERE).all():
+        return carry
+    return carry | dict(mail=_put(carry["payload"], cells["keep"], carry["mail"]))
+
+
+def _deliver(arrivals: Sequence[Buffers], cells: Cells, carry: Carry) -> Carry:
+    """What a meeting brought, into its mail slots."""
+    mail = carry["mail"]
     for column, arrived in zip(("first", "second"), arrivals, strict=False):
-        mail = [
-            lax.dynamic_update_index_in_dim(box, x, cells[column], 0)
-            for box, x in zip(mail, arrived, strict=True)
-        ]
-    return mail
+        mail = _put(arrived, cells[column], mail)
+    return carry | dict(mail=mail)
 
 
-def _meet(program: Program, pattern: jax.Array, sent: Buffers) -> list[Buffers]:
-    num_permutes = max(map(len, program.patterns), default=0)
-    if not num_permutes:
+def _put(payload: Buffers, slot: jax.Array, mail: Buffers) -> Buffers:
+    pairs = zip(mail, payload, strict=True)
+    return [lax.dynamic_update_index_in_dim(box, x, slot, 0) for box, x in pairs]
+
+
+def _permutes(program: Program) -> int:
+    """Permutes of the busiest meeting: 0 for one rank, at most 2."""
+    return max(map(len, program.patterns), default=0)
+
+
+def _meet(program: Program, cells: Cells, carry: Carry) -> list[Buffers]:
+    """Takes the payload over this tick's links: what arrives, by permute."""
+    if not _permutes(program):
         return []
     # The pattern is the same on every rank, so all take the same branch and meet.
-    meetings = [_meeting(permutes, num_permutes) for permutes in program.patterns]
-    return lax.switch(pattern, meetings, sent)
-
-
-def _without_nowhere(program: Program) -> dict[str, Any]:
-    """The table with every index in range: arrivals for nobody go to the spare mail slot."""
-    spare: dict[str, int] = dict.fromkeys(("keep", "first", "second"), program.num_mail)
-    out = {}
-    for name, column in program.table.items():
-        out[name] = column.copy()
-        out[name][column == NOWHERE] = spare.get(name, 0)
-    return out
-
-
-def _act(action: Action, predicate: jax.Array, cells: Cells, carry: Carry) -> Carry:
-    def body(zero: jax.Array, mine: Carry) -> Carry:
-        here = {name: cell + zero for name, cell in cells.items()}
-        return action.run(here, carry | mine)
-
-    return carry | when(predicate, body, {name: carry[name] for name in action.writes})
-
-
-def _deliver(
-    program: Program, packing: Packing, cells: Cells, own: Buffers, sent: Buffers, mail: Buffers
-) -> Buffers:
-    """Takes the payload over this tick's links and puts what arrives into the mail."""
-    put = lambda mail, arrived, slot: [
-        lax.dynamic_update_index_in_dim(box, x, slot, 0)
-        for box, x in zip(mail, arrived, strict=True)
-    ]
-    if (program.table["keep"] != NOWHERE).any():
-        mail = put(mail, own, cells["keep"])
-    num_permutes = max(map(len, program.patterns), default=0)
-    if not num_permutes:
-        return mail
-    # The pattern is the same on every rank, so all take the same branch and meet.
-    meetings = [_meeting(permutes, num_permutes) for permutes in program.patterns]
-    arrivals = lax.switch(cells["pattern"], meetings, sent)
-    for column, arrived in zip(("first", "second"), arrivals, strict=False):
-        mail = put(mail, arrived, cells[column])
-    return mail
+    meetings = [_meeting(permutes, _permutes(program)) for permutes in program.patterns]
+    return lax.switch(cells["pattern"], meetings, carry["payload"])
 
 
 def _meeting(
