@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxpipe.batch import check_fields, split_microbatches
 from jaxpipe.errors import LayerError, LossError
 from jaxpipe.layers import Layer, LayerLike, build_layers
-from jaxpipe.spec import abstract, cast_floats, describe, is_float, zeros
+from jaxpipe.spec import abstract, cast_floats, cast_floats_spec, describe, zeros
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -217,11 +217,3 @@ class PipelineModule:
                 f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change either"
                 f" so that they fit. {layer.type_name} said: {type(error).__name__}: {error}"
             ) from error
-
-
-def cast_floats_spec(tree: PyTree, dtype: Any) -> PyTree:
-    """`cast_floats` for abstract trees."""
-    if dtype is None:
-        return tree
-    cast = lambda x: jax.ShapeDtypeStruct(x.shape, dtype) if is_float(x) else x
-    return jax.tree.map(cast, tree)

@@ -52,6 +52,11 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, tree)
 
 
+def cast_floats_spec(tree: PyTree, dtype: Any) -> PyTree:
+    """`cast_floats` for abstract trees."""
+    return jax.eval_shape(lambda tree: cast_floats(tree, dtype), tree)
+
+
 def describe(tree: PyTree) -> str:
     """Shapes and dtypes in one line.
 

@@ -12,7 +12,7 @@ from jaxpipe.executor.actions import Station
 from jaxpipe.layers import Layer
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import Partition
-from jaxpipe.spec import abstract, cast_floats, is_float
+from jaxpipe.spec import abstract, cast_floats_spec, is_float
 from jaxpipe.storage import Layout
 from jaxpipe.storage.parameters import leaves_of
 
@@ -97,7 +97,7 @@ class _Builder:
         flat = [i for owner in owners for i in indices[owner]]
         homes = tuple(self.layout.homes[i][rank] for i in flat)
         params = [p for owner in owners for p in jax.tree.leaves(outline.params[owner])]
-        weights = tuple(_cast_spec(model, params))
+        weights = tuple(cast_floats_spec(params, model.compute_dtype))
         trainable = tuple(not self.layout.leaves[i].frozen for i in flat)
         is_first, is_last = layers[0].index == 0, layers[-1] is model.layers[-1]
         split = len(layers) - 1 if is_last else len(layers)
@@ -174,10 +174,6 @@ class _Builder:
             return x
 
         return run
-
-
-def _cast_spec(model: PipelineModule, params: Sequence[Any]) -> Sequence[Any]:
-    return jax.eval_shape(lambda p: cast_floats(p, model.compute_dtype), list(params))
 
 
 def _context_spec(outline: Outline) -> dict[str, Any]:
