@@ -178,7 +178,7 @@ class _Builder:
 
 def _context_spec(outline: Outline) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    layer = jax.ShapeDtypeStruct((), "int32")
+    layer = jax.ShapeDtypeStruct((), "uint32")
     return dict(batch=dict(outline.batch), key=key, layer=layer)
 
 

@@ -74,7 +74,9 @@ class Step:
         moving = self.layout.trainable
         wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)
         zeros = {name: jnp.zeros(b.shape, wide(b.dtype)) for name, b in moving.buffers.items()}
-        stash = stash_packing(self.stations)
+        stash = stash_packing(
+            [self.stations[code] for op, code in self.program.branches if op == F]
+        )
         carry = dict(grads=zeros, stash=stash.empty(self.program.num_rows, self.fill))
         carry = self._run(rows, batch, key, carry, stash)
         grads = collect_gradients(moving, carry["grads"])
@@ -133,7 +135,7 @@ class Step:
         count = self.num_microbatches
         cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
         pieces = jax.tree.map(cut, dict(batch))
-        offset = lax.axis_index(DATA) * count if self.num_data > 1 else 0
+        offset = lax.axis_index(DATA).astype(jnp.uint32) * count if self.num_data > 1 else 0
 
         def context(cells: Cells) -> dict[str, Any]:
             index = cells["microbatch"]

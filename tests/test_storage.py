@@ -90,25 +90,20 @@ def test_every_leaf_has_a_home_of_its_own_on_each_of_its_ranks(case: Random):
             assert offset >= 0 and offset + leaf.size <= row.size
             row[offset : offset + leaf.size] += 1
             assert layout.buffers[buffer].dtype == leaf.dtype
-            assert buffer.startswith("frozen_") == leaf.frozen
     assert all((row <= 1).all() for row in taken.values())
     assert layout.share == [case.bytes_on(rank) for rank in range(case.num_ranks)]
 
 
-@given(randoms())
+@given(randoms(frozen=st.booleans()))
 def test_no_rank_holds_more_than_the_largest_share(case: Random):
     assert case.largest_share <= case.layout.bytes_per_rank <= 1.05 * case.largest_share
 
 
 @given(anything)
 def test_with_several_dtypes_it_is_the_largest_share_of_each(case: Random):
-    classes = {(x.dtype, x.frozen) for x in case.leaves}
     shares = [
-        max(
-            case.bytes_on(rank, lambda x, c=c: (x.dtype, x.frozen) == c)
-            for rank in range(case.num_ranks)
-        )
-        for c in classes
+        max(case.bytes_on(rank, lambda x, d=dtype: x.dtype == d) for rank in range(case.num_ranks))
+        for dtype in {x.dtype for x in case.leaves}
     ]
     assert case.largest_share <= case.layout.bytes_per_rank <= 1.05 * sum(shares)
 
@@ -170,10 +165,24 @@ def test_frozen_leaves_are_left_out_of_the_layout_of_gradients():
     layout = Random(2, leaves).layout
     assert [leaf.path for leaf in layout.trainable.leaves] == ["0", "2", "3"]
     assert layout.trainable.treedef == jax.tree.structure([0, None, 0, 0])
-    assert not any(name.startswith("frozen") for name in layout.trainable.buffers)
     assert layout.trainable is layout.trainable
     whole = Random(2, leaves[::2]).layout
     assert whole.trainable is whole
+
+
+@given(anything)
+def test_the_row_of_gradients_is_a_beginning_of_the_row_of_parameters(case: Random):
+    layout, moving = case.layout, case.layout.trainable
+    ends = dict.fromkeys(moving.buffers, 0)
+    homes = dict(zip((leaf.path for leaf in layout.leaves), layout.homes, strict=True))
+    for leaf, ranks in zip(moving.leaves, moving.homes, strict=True):
+        assert ranks == homes[leaf.path]
+        for name, offset in ranks.values():
+            ends[name] = max(ends[name], offset + leaf.size)
+    for name, buffer in moving.buffers.items():
+        assert int(np.prod(buffer.shape)) == ends[name] <= int(np.prod(layout.buffers[name].shape))
+    trained = [case.bytes_on(rank, lambda x: not x.frozen) for rank in range(case.num_ranks)]
+    assert max(trained) <= moving.bytes_per_rank <= layout.bytes_per_rank
 
 
 # --- Real arrays ----------------------------------------------------------------------------------

@@ -57,34 +57,25 @@ class Surroundings:
         """A stage's input out of the mail; nothing on the first stage."""
         if station.plan.is_first:
             return None
-        leaves, tree = jax.tree.flatten(station.plan.x)
-        order = wire_order(leaves)
-        specs = [leaves[i] for i in order]
-        arrived = self.payload.read(carry["mail"], specs, cells["read"])
-        return jax.tree.unflatten(tree, [arrived[order.index(i)] for i in range(len(leaves))])
+        specs, tree = jax.tree.flatten(station.plan.x)
+        return jax.tree.unflatten(tree, self.payload.read(carry["mail"], specs, cells["read"]))
 
 
-def wire_order(leaves: Sequence[Spec]) -> list[int]:
-    """Floating leaves first: gradients, which only these have, then fill a prefix."""
-    return sorted(range(len(leaves)), key=lambda i: not is_float(leaves[i]))
-
-
-def wire(tree: PyTree) -> list[Any]:
-    """The leaves of a stage's output in the order in which they travel."""
-    leaves = jax.tree.leaves(tree)
-    return [leaves[i] for i in wire_order(leaves)]
+def _gradient_specs(plan: StagePlan) -> list[Spec]:
+    """What a stage gets from the next one: gradients of the floating leaves of its output."""
+    return [] if plan.is_last else [leaf for leaf in jax.tree.leaves(plan.y) if is_float(leaf)]
 
 
 def payload_packing(stations: Sequence[Station], *, backward: bool) -> Packing:
     """Fits every activation between stages and, for training, every gradient of one."""
-    forward = [wire(s.plan.y) for s in stations if not s.plan.is_last]
-    gradients = [[leaf for leaf in leaves if is_float(leaf)] for leaves in forward]
-    return Packing.of([*forward, *(gradients if backward else [])])
+    plans = [s.plan for s in stations]
+    activations = [jax.tree.leaves(plan.y) for plan in plans if not plan.is_last]
+    return Packing.of([*activations, *(map(_gradient_specs, plans) if backward else [])])
 
 
 def stash_packing(stations: Sequence[Station]) -> Packing:
-    """Fits what any stage keeps of a microbatch."""
-    return Packing.of([s.code.kept for s in stations if s.code is not None], flat=True)
+    """Fits what any of these stages keeps of a microbatch."""
+    return Packing.of([s.code.kept for s in stations if s.code is not None])
 
 
 def forward(station: Station, around: Surroundings) -> Action:
@@ -96,7 +87,7 @@ def forward(station: Station, around: Surroundings) -> Action:
         y, kept = code.forward(station.weights(around.rows), x, around.context(cells))
         out = dict(stash=around.stash.write(carry["stash"], kept, cells["row"]))
         if not station.plan.is_last:
-            out["payload"] = around.payload.write(carry["payload"], wire(y))
+            out["payload"] = around.payload.write(carry["payload"], jax.tree.leaves(y))
         return out
 
     return Action(run, ("stash",) if station.plan.is_last else ("stash", "payload"))
@@ -105,7 +96,7 @@ def forward(station: Station, around: Surroundings) -> Action:
 def backward(station: Station, around: Surroundings) -> Action:
     """B: reads the output's gradient and its stash row, adds to the accumulators."""
     code, plan = _code(station), station.plan
-    dy_specs = [] if plan.is_last else [leaf for leaf in wire(plan.y) if is_float(leaf)]
+    dy_specs = _gradient_specs(plan)
 
     def run(cells: Cells, carry: Carry) -> Carry:
         dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
@@ -156,7 +147,7 @@ def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action
         context = around.context(cells)
         y = plan.evaluate(station.weights(around.rows), x, context)
         if plan.loss is None:
-            return dict(payload=around.payload.write(carry["payload"], wire(y)))
+            return dict(payload=around.payload.write(carry["payload"], jax.tree.leaves(y)))
         if not outputs:
             return dict(loss=jax.tree.map(lax.add, carry["loss"], plan.loss(y, context)))
         put = lambda buffer, leaf: lax.dynamic_update_index_in_dim(

@@ -2,63 +2,47 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from jaxpipe.storage import BufferSpec, Home, Piece, share
 
 Spec = Any
 Buffers = list[jax.Array]
-
-
-class _Part(NamedTuple):
-    """Where one leaf goes: which buffer, and from which element of its last dim."""
-
-    buffer: int
-    offset: int
+_Key = tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of each array of a list
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
     """Buffers that hold any of several lists of arrays, one list at a time and slot.
 
-    Alike lists (each a prefix of the longest) keep their arrays as they are. Unlike ones are laid
-    end to end in one vector per dtype, as long as the longest list needs.
+    What lists have in common has buffers of its own, the rest is laid end to end: see
+    `jaxpipe.storage.sharing`.
 
     Attributes:
-      shapes: of one slot of each buffer.
-      dtypes: of each buffer.
-      flat: whether leaves are laid end to end.
+      buffers: {name: shape and dtype of one slot}.
+      homes: for each list, by its shapes and dtypes, where its arrays go.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[Any, ...]
-    flat: bool
+    buffers: Mapping[str, BufferSpec]
+    homes: Mapping[_Key, Sequence[Home]]
 
     @classmethod
-    def of(cls, variants: Sequence[Sequence[Spec]], *, flat: bool | None = None) -> "Packing":
+    def of(cls, variants: Sequence[Sequence[Spec]]) -> "Packing":
         """The packing that holds each of `variants` (lists of abstract arrays)."""
-        keys = [[(tuple(s.shape), jnp.dtype(s.dtype)) for s in variant] for variant in variants]
-        longest = max(keys, key=len, default=[])
-        if flat is None:
-            flat = any(key != longest[: len(key)] for key in keys)
-        if not flat:
-            return cls(tuple(k[0] for k in longest), tuple(k[1] for k in longest), False)
-        widths: dict[Any, int] = {}
-        for key in keys:
-            for dtype in {d for _, d in key}:
-                width = sum(math.prod(shape) for shape, d in key if d == dtype)
-                widths[dtype] = max(widths.get(dtype, 0), width)
-        ordered = sorted(widths, key=str)
-        return cls(tuple((widths[d],) for d in ordered), tuple(ordered), True)
+        keys = list(dict.fromkeys([(), *map(_key, variants)]))  # nothing fits anywhere
+        homes, buffers = share([[Piece(*pair) for pair in key] for key in keys])
+        return cls(buffers, dict(zip(keys, homes, strict=True)))
 
     @property
     def bytes(self) -> int:
         """Bytes of one slot."""
-        pairs = zip(self.shapes, self.dtypes, strict=True)
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in pairs)
+        return sum(buffer.bytes for buffer in self.buffers.values())
 
     def empty(self, num_slots: int | None, fill: float | None) -> Buffers:
         """Buffers of `num_slots` slots, or without a slot dim for None.
@@ -66,7 +50,7 @@ class Packing:
         Floats hold `fill`; for None whatever the memory held.
         """
         lead = () if num_slots is None else (num_slots,)
-        pairs = [((*lead, *s), d) for s, d in zip(self.shapes, self.dtypes, strict=True)]
+        pairs = [((*lead, *b.shape), b.dtype) for b in self.buffers.values()]
         if fill is None:
             return [lax.empty(shape, dtype) for shape, dtype in pairs]
         value = lambda dtype: fill if jnp.issubdtype(dtype, jnp.floating) else 0
@@ -75,40 +59,44 @@ class Packing:
     def write(
         self, buffers: Buffers, leaves: Sequence[jax.Array], slot: jax.Array | None = None
     ) -> Buffers:
-        """The buffers with `leaves` in `slot` (or in the buffers themselves)."""
-        out = list(buffers)
-        lead = () if slot is None else (slot,)
-        for leaf, (i, offset) in zip(leaves, self._parts(leaves), strict=True):
-            block = leaf.reshape(-1) if self.flat else leaf
-            start = (*lead, offset) if self.flat else (*lead, *(0,) * leaf.ndim)
-            block = block.reshape((1,) * len(lead) + block.shape)
-            out[i] = lax.dynamic_update_slice(out[i], block, start) if start else block
-        return out
+        """The buffers with `leaves` in `slot`, a uint32 (or in the buffers themselves)."""
+        out = dict(zip(self.buffers, buffers, strict=True))
+        for leaf, (name, offset) in zip(leaves, self.homes[_key(leaves)], strict=True):
+            spec = self.buffers[name]
+            whole = leaf.size == math.prod(spec.shape)
+            if whole and slot is None:
+                out[name] = leaf.reshape(spec.shape)
+                continue
+            lead = () if slot is None else (slot,)
+            block = leaf.reshape((1,) * len(lead) + (spec.shape if whole else (-1,)))
+            start = (0,) * len(spec.shape) if whole else (offset,)
+            out[name] = lax.dynamic_update_slice(out[name], block, (*lead, *_unsigned(start)))
+        return list(out.values())
 
     def read(
         self, buffers: Buffers, specs: Sequence[Spec], slot: jax.Array | None = None
     ) -> list[jax.Array]:
-        """Leaves of these shapes and dtypes out of `slot`."""
+        """Leaves of these shapes and dtypes out of `slot`, a uint32."""
+        named = dict(zip(self.buffers, buffers, strict=True))
         lead = () if slot is None else (slot,)
         out = []
-        for spec, (i, offset) in zip(specs, self._parts(specs), strict=True):
-            shape = (math.prod(spec.shape),) if self.flat else tuple(spec.shape)
-            start = (*lead, offset) if self.flat else (*lead, *(0,) * len(shape))
-            block = (
-                lax.dynamic_slice(buffers[i], start, (1,) * len(lead) + shape)
-                if start
-                else buffers[i]
-            )
+        for spec, (name, offset) in zip(specs, self.homes[_key(specs)], strict=True):
+            shape, size = self.buffers[name].shape, math.prod(spec.shape)
+            block = named[name]
+            if size < math.prod(shape):
+                start = (*lead, *_unsigned((offset,)))
+                block = lax.dynamic_slice(block, start, (1,) * len(lead) + (size,))
+            elif lead:
+                start = (*lead, *_unsigned((0,) * len(shape)))
+                block = lax.dynamic_slice(block, start, (1, *shape))
             out.append(block.reshape(spec.shape))
         return out
 
-    def _parts(self, specs: Sequence[Spec]) -> list[_Part]:
-        if not self.flat:
-            return [_Part(i, 0) for i in range(len(specs))]
-        ends = dict.fromkeys(self.dtypes, 0)
-        parts = []
-        for spec in specs:
-            dtype = jnp.dtype(spec.dtype)
-            parts.append(_Part(self.dtypes.index(dtype), ends[dtype]))
-            ends[dtype] += math.prod(spec.shape)
-        return parts
+
+def _unsigned(start: Sequence[int]) -> list[np.uint32]:
+    """The dtype of slots."""
+    return list(map(np.uint32, start))
+
+
+def _key(leaves: Sequence[Spec]) -> _Key:
+    return tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves)

@@ -6,7 +6,7 @@ the links that the tick uses; what arrives is put into the next mail slot.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,9 +18,25 @@ from jaxpipe.executor.packing import Buffers, Packing
 from jaxpipe.executor.program import NOWHERE, Program
 from jaxpipe.mesh import PIPE
 
-Cells = dict[str, jax.Array]  # one tick's integers, for this rank
 Carry = dict[str, Any]
 _T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """One tick's integers for this rank, looked up only where they are used.
+
+    Attributes:
+      columns: {name of a column: uint32[ticks]}; signed indices would be wrapped at each use.
+      tick: uint32 scalar.
+    """
+
+    columns: Mapping[str, jax.Array]
+    tick: jax.Array
+
+    def __getitem__(self, name: str) -> jax.Array:
+        """The uint32 scalar of a column."""
+        return lax.dynamic_index_in_dim(self.columns[name], self.tick, keepdims=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +52,19 @@ class Action:
     writes: tuple[str, ...]
 
 
-def when(predicate: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T) -> _T:
-    """`fn(zero, carry)` where this rank's `predicate` holds, else `carry`; in place.
+def when(trips: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T) -> _T:
+    """`fn(zero, carry)` where this rank's `trips` is 1 (or True), else `carry`; in place.
 
     `lax.cond` would return new buffers and copy the carry. XLA moves out of a loop what does not
-    change in it, and then idle ranks would run that too: `zero` is the trip count, always 0 though
-    the compiler cannot know, and what is indexed with `cell + zero` stays inside.
+    change in it, and then idle ranks would run that too: `zero` counts the trips that are left,
+    always 0 though the compiler cannot know, and what is indexed with `cell + zero` stays inside.
     """
-    return lax.fori_loop(0, predicate.astype(jnp.int32), fn, carry)
+
+    def body(state: tuple[jax.Array, _T]) -> tuple[jax.Array, _T]:
+        left = state[0] - 1
+        return left, fn(left, state[1])
+
+    return lax.while_loop(lambda state: state[0] > 0, body, (trips.astype(jnp.uint32), carry))[1]
 
 
 def run_program(
@@ -65,29 +86,42 @@ def run_program(
         arrived=[payload.empty(None, fill) for _ in range(program.latency * _permutes(program))],
     )
 
-    def tick(carry: Carry, cells: Cells) -> tuple[Carry, None]:
+    columns = _columns(program)
+
+    def tick(number: jax.Array, carry: Carry) -> Carry:
+        cells = Cells(columns, number)
         if not program.latency:
             carry = _work(program, actions, cells, carry)
-            return _deliver(_meet(program, cells, carry), cells, carry), None
+            return _deliver(_meet(program, cells, carry), cells, carry)
         # What met while the last tick worked goes into the mail before any action reads there: XLA
         # would copy all of the mail to let the two overlap.
         carry = _deliver(carry["arrived"], cells, carry)
         arrived = _meet(program, cells, carry)
-        return _work(program, actions, cells, carry) | dict(arrived=arrived), None
+        return _work(program, actions, cells, carry) | dict(arrived=arrived)
 
-    return lax.scan(tick, carry, _columns(program))[0]
+    return lax.fori_loop(np.uint32(0), np.uint32(program.num_ticks), tick, carry)
 
 
-def _columns(program: Program) -> Cells:
-    """This rank's integers by tick, all in range: arrivals for nobody go to the spare mail slot."""
+def _columns(program: Program) -> dict[str, jax.Array]:
+    """This rank's integers by tick, all in range: arrivals for nobody go to the spare mail slot.
+
+    Each branch has a column of its own, of ones where it runs.
+    """
     rank, out = lax.axis_index(PIPE), {}
     for name, column in program.table.items():
         spare = program.num_mail if name in ("keep", "first", "second") else 0
         column = np.where(column == NOWHERE, spare, column)
         if program.latency and name in ("first", "second"):  # one tick after its meeting
             column = np.concatenate([np.full_like(column[:1], spare), column[:-1]])
-        out[name] = jnp.asarray(column)[:, rank]
-    return out | dict(pattern=jnp.asarray(program.pattern))
+        out[name] = jnp.asarray(column.astype(np.uint32))[:, rank]
+    for number in range(1, len(program.branches) + 1):
+        runs = program.table["branch"] == number
+        out[_trips(number)] = jnp.asarray(runs.astype(np.uint32))[:, rank]
+    return out | dict(pattern=jnp.asarray(program.pattern.astype(np.uint32)))
+
+
+def _trips(number: int) -> str:
+    return f"trips {number}"
 
 
 def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carry) -> Carry:
@@ -97,11 +131,10 @@ def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carr
         def body(
             zero: jax.Array, mine: Carry, action: Action = action, all: Carry = carry
         ) -> Carry:
-            here = {name: cell + zero for name, cell in cells.items()}
-            return action.run(here, all | mine)
+            return action.run(Cells(cells.columns, cells.tick + zero), all | mine)
 
         mine = {name: carry[name] for name in action.writes}
-        carry = carry | when(cells["branch"] == number, body, mine)
+        carry = carry | when(cells[_trips(number)], body, mine)
     if (program.table["keep"] == NOWHERE).all():
         return carry
     return carry | dict(mail=_put(carry["payload"], cells["keep"], carry["mail"]))
@@ -131,7 +164,7 @@ def _meet(program: Program, cells: Cells, carry: Carry) -> list[Buffers]:
         return []
     # The pattern is the same on every rank, so all take the same branch and meet.
     meetings = [_meeting(permutes, _permutes(program)) for permutes in program.patterns]
-    return lax.switch(cells["pattern"], meetings, carry["payload"])
+    return lax.switch(cells["pattern"].astype(jnp.int32), meetings, carry["payload"])
 
 
 def _meeting(

@@ -1,7 +1,5 @@
 """Where each parameter lives, at rest and in the step."""
 
-from jaxpipe.storage.layout import BufferSpec as BufferSpec
-from jaxpipe.storage.layout import Home as Home
 from jaxpipe.storage.layout import Layout as Layout
 from jaxpipe.storage.layout import LeafSpec as LeafSpec
 from jaxpipe.storage.layout import build_layout as build_layout
@@ -14,5 +12,9 @@ from jaxpipe.storage.placed import place as place
 from jaxpipe.storage.placed import read as read
 from jaxpipe.storage.placed import specs as specs
 from jaxpipe.storage.placed import write as write
+from jaxpipe.storage.sharing import BufferSpec as BufferSpec
+from jaxpipe.storage.sharing import Home as Home
+from jaxpipe.storage.sharing import Piece as Piece
+from jaxpipe.storage.sharing import share as share
 from jaxpipe.storage.ties import collect_gradients as collect_gradients
 from jaxpipe.storage.ties import send_copies as send_copies

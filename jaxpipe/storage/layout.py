@@ -1,38 +1,23 @@
 """Where every leaf of a logical tree lives: which rank, which buffer, which offset.
 
 A placed tree is a dict of buffers `[ranks, ...]`, each sharded over `pipe`, so that a device holds
-one row of each: its own rank's share and nothing else. Two sorts of buffer:
-
-  shared  one leaf per rank, all of the same size: `float32_65536_0` may be a kernel of the first
-          block of every rank, and the embedding on one rank and the head on another. Reading it is
-          free.
-  pack    what is left of each rank, end to end. Reading a leaf is a slice.
-
-A shared buffer costs its bytes on every rank, used or not. So buffers are shared, most users first,
-only as long as no rank's row grows beyond the largest share; the rest is packed. No arrangement
-holds more than the largest rank's share (+ SLACK), also when all layers differ. Leaves of several
-dtypes, and frozen ones beside trained ones, have packs of their own: then it is the largest share
-of each such class, which is more where a class lives on few ranks.
+one row of each: its own rank's share and nothing else. How ranks whose layers differ share buffers
+is in `sharing.py`. Frozen leaves lie behind the trained ones, so that gradients, which only these
+have, need a beginning of the row.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxpipe.storage.sharing import BufferSpec, Home, Piece, share
+
 PyTree = Any
-SLACK = 0.02  # of the largest share, which may be spent on sharing
-
-
-class Home(NamedTuple):
-    """A leaf's elements begin at `offset` in its rank's row of `buffer`."""
-
-    buffer: str
-    offset: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +54,6 @@ class LeafSpec:
         return self.size * self.dtype.itemsize
 
 
-class BufferSpec(NamedTuple):
-    """The row that one rank holds of a buffer."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of a row."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """A logical tree's leaves and their homes. Compared by identity: it is static under `jax.jit`.
@@ -110,9 +83,12 @@ class Layout:
         tree = jax.tree.unflatten(self.treedef, [i if m else None for i, m in enumerate(moving)])
         kept, treedef = jax.tree.flatten(tree)
         homes = tuple(self.homes[i] for i in kept)
-        used = {home.buffer for ranks in homes for home in ranks.values()}
-        buffers = {name: spec for name, spec in self.buffers.items() if name in used}
         leaves = tuple(self.leaves[i] for i in kept)
+        ends: dict[str, int] = {}
+        for leaf, ranks in zip(leaves, homes, strict=True):
+            for name, offset in ranks.values():
+                ends[name] = max(ends.get(name, 0), offset + leaf.size)
+        buffers = {name: _beginning(self.buffers[name], end) for name, end in sorted(ends.items())}
         return Layout(self.num_ranks, treedef, leaves, homes, buffers, self.layers)
 
     @property
@@ -148,78 +124,17 @@ def build_layout(
     """
     place = {name: i for i, name in enumerate(layers)}
     order = sorted(range(len(leaves)), key=lambda i: place.get(leaves[i].layer or "", -1))
-    queues: dict[_Class, list[list[int]]] = {}  # leaves of one size, by rank
-    for i in order:
-        for rank in _ranks(leaves[i]):
-            queues.setdefault(_class(leaves[i]), [[] for _ in range(num_ranks)])[rank].append(i)
-    shared = _choose_shared(queues, num_ranks)
-    buffers: dict[str, BufferSpec] = {}
+    ranks_of = lambda leaf: () if leaf.rank is None else (leaf.rank, *leaf.copies)
+    mine = [[i for i in order if rank in ranks_of(leaves[i])] for rank in range(num_ranks)]
+    pieces = [[Piece(leaves[i].shape, leaves[i].dtype, leaves[i].frozen) for i in m] for m in mine]
+    by_rank, buffers = share(pieces)
     homes: list[dict[int, Home]] = [{} for _ in leaves]
-    packed: dict[str, list[int]] = {}
-    for kind, by_rank in queues.items():
-        for j in range(max(map(len, by_rank))):
-            users = {rank: queue[j] for rank, queue in enumerate(by_rank) if j < len(queue)}
-            if (kind, j) in shared:
-                name = f"{kind.prefix}{kind.dtype}_{kind.size}_{j}"
-                shapes = {leaves[i].shape for i in users.values()}
-                shape = shapes.pop() if len(shapes) == 1 else (kind.size,)
-                buffers[name] = BufferSpec(shape, kind.dtype)
-                for rank, i in users.items():
-                    homes[i][rank] = Home(name, 0)
-            else:
-                name = f"{kind.prefix}{kind.dtype}_pack"
-                ends = packed.setdefault(name, [0] * num_ranks)
-                for rank, i in users.items():
-                    homes[i][rank] = Home(name, ends[rank])
-                    ends[rank] += kind.size
-                buffers[name] = BufferSpec((max(ends),), kind.dtype)
-    ordered = dict(sorted(buffers.items()))
-    return Layout(num_ranks, treedef, tuple(leaves), tuple(homes), ordered, tuple(layers))
+    for rank, (indices, found) in enumerate(zip(mine, by_rank, strict=True)):
+        for i, home in zip(indices, found, strict=True):
+            homes[i][rank] = home
+    return Layout(num_ranks, treedef, tuple(leaves), tuple(homes), buffers, tuple(layers))
 
 
-class _Class(NamedTuple):
-    """Leaves that may share a buffer."""
-
-    prefix: str
-    dtype: np.dtype
-    size: int
-
-    @property
-    def bytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-
-def _class(leaf: LeafSpec) -> _Class:
-    return _Class("frozen_" if leaf.frozen else "", leaf.dtype, leaf.size)
-
-
-def _ranks(leaf: LeafSpec) -> Iterable[int]:
-    return () if leaf.rank is None else (leaf.rank, *leaf.copies)
-
-
-def _choose_shared(
-    queues: Mapping[_Class, list[list[int]]], num_ranks: int
-) -> set[tuple[_Class, int]]:
-    """Which (class, place) become shared buffers, in no more bytes than packs alone would take."""
-    packs: dict[tuple[str, np.dtype], list[int]] = {}
-    for kind, by_rank in queues.items():
-        pack = packs.setdefault(kind[:2], [0] * num_ranks)
-        for rank, queue in enumerate(by_rank):
-            pack[rank] += len(queue) * kind.bytes
-    limit = (1 + SLACK) * sum(map(max, packs.values()))
-    candidates = [
-        (kind, j, [rank for rank, queue in enumerate(by_rank) if j < len(queue)])
-        for kind, by_rank in queues.items()
-        for j in range(max(map(len, by_rank)))
-    ]
-    candidates.sort(key=lambda c: (-len(c[2]), -c[0].bytes, c[1]))
-    shared, spent = set(), 0
-    for kind, j, users in candidates:
-        pack = packs[kind[:2]]
-        without = [size - kind.bytes * (rank in users) for rank, size in enumerate(pack)]
-        others = sum(max(p) for key, p in packs.items() if key != kind[:2])
-        if spent + kind.bytes + others + max(without) <= limit:
-            shared.add((kind, j))
-            spent += kind.bytes
-            packs[kind[:2]] = without
-    return shared
+def _beginning(spec: BufferSpec, size: int) -> BufferSpec:
+    """As much of a buffer as `size` elements need."""
+    return spec if size == math.prod(spec.shape) else BufferSpec((size,), spec.dtype)

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.mesh import PIPE
 from jaxpipe.spec import describe, is_traced
-from jaxpipe.storage.layout import Home, Layout
+from jaxpipe.storage.layout import Layout
+from jaxpipe.storage.sharing import Home
 
 PyTree = Any
 Rows = Mapping[str, jax.Array]  # one rank's row of every buffer

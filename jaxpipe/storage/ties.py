@@ -33,8 +33,6 @@ def collect_gradients(layout: Layout, rows: Rows) -> dict[str, jax.Array]:
     """Inside `shard_map`: the owner's gradient becomes the sum over the tie, the copies' zero."""
     rank, rows = lax.axis_index(PIPE), dict(rows)
     for i, leaf in _copied(layout):
-        if leaf.frozen:
-            continue
         for copy in leaf.copies:
             home = layout.homes[i][copy]
             there = read(rows, home, leaf.shape)
