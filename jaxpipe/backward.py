@@ -1,4 +1,4 @@
-"""A stage as pure functions: forward with its residuals, and backward in one piece (B).
+"""A stage as pure functions: forward with its residuals, and backward, whole (B) or in two (I, W).
 
 `jax.vjp` of the stage is traced once. Its residual leaves fall into four sorts, and only the last
 is kept between F and B:
@@ -9,9 +9,14 @@ is kept between F and B:
   kept      everything else: sits in a slot of the stash
 
 The last layer and the loss run within B of the last stage, so that logits are never kept.
+
+I and W are the two halves of B's jaxpr (`slicing.py`): I what the input's gradient needs, with the
+loss and all recomputation, W the rest. What F kept stays until W has run; I leaves what W needs
+beyond.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe import jaxpr as jaxprs
+from jaxpipe.slicing import Halves, halve
 from jaxpipe.spec import is_float, is_key
 
 PyTree = Any
@@ -108,6 +114,7 @@ class StageCode:
     def __init__(self, plan: StagePlan):
         self.plan = plan
         self._moving = tuple(i for i in plan.body_weights if plan.trainable[i])
+        self._moving_head = tuple(i for i in plan.head_weights if plan.trainable[i])
         self._x_leaves, self._x_tree = jax.tree.flatten(plan.x)
         floats = [i for i, leaf in enumerate(self._x_leaves) if is_float(leaf)]
         self._dx = tuple(floats) if plan.needs_dx and not plan.is_first else ()
@@ -209,9 +216,59 @@ class StageCode:
         d_moving, dx = vjp(list(dy))
         return Gradients([*grads, *zip(self._moving, d_moving, strict=True)], list(dx), loss)
 
+    @functools.cached_property
+    def halves(self) -> Halves:
+        """B in two: `(weights, context, kept, dy)`, flat, to loss and dx, and to weight gradients.
+
+        Where no input gradient is wanted the first half has nothing to do.
+
+        Raises:
+          LayerError: one operation of a layer computes both, so that there is no cut.
+        """
+        plan = self.plan
+        dy = [] if plan.is_last else [y for y in jax.tree.leaves(plan.y) if is_float(y)]
+        specs = (list(plan.weights), plan.context, list(self.kept), dy)
+
+        def run(weights: Any, context: Any, kept: Any, dy: Any) -> Any:
+            found = self.backward(weights, kept, context, dy)
+            return found.loss, found.x, [gradient for _, gradient in found.weights]
+
+        closed, (loss, dx, _) = jaxprs.trace(run, *specs)
+        count = len(jax.tree.leaves((loss, dx))) if self.sends_dx else 0
+        names = ("free", "free", "kept", "gone")
+        marks = [m for m, part in zip(names, specs, strict=True) for _ in jax.tree.leaves(part)]
+        return halve(closed, range(count), marks)
+
+    @property
+    def left(self) -> tuple[Spec, ...]:
+        """What I leaves for W, besides what F kept."""
+        return self.halves.crossing
+
+    def input_backward(
+        self, weights: Any, kept: Any, context: Any, dy: Sequence[jax.Array]
+    ) -> tuple[Gradients, list[jax.Array]]:
+        """I: the input's gradient and the loss, and what W needs."""
+        args = [*weights, *jax.tree.leaves(context), *kept, *dy]
+        found, left = self.halves.first(args)
+        has_loss = self.plan.is_last and self.sends_dx
+        loss = (found[0], found[1]) if has_loss else None
+        return Gradients([], found[2 if has_loss else 0 :], loss), left
+
+    def weight_backward(
+        self, weights: Any, kept: Any, context: Any, left: Sequence[jax.Array]
+    ) -> Gradients:
+        """W: the weights' gradients from what F kept and I left."""
+        found = self.halves.second([*weights, *jax.tree.leaves(context), *kept], left)
+        loss = None
+        if self.plan.is_last and not self.sends_dx:
+            loss, found = (found[0], found[1]), found[2:]
+        return Gradients(
+            list(zip([*self._moving_head, *self._moving], found, strict=True)), [], loss
+        )
+
     def _loss_backward(self, weights: Any, z: PyTree, context: Any) -> Any:
         plan = self.plan
-        moving = tuple(i for i in plan.head_weights if plan.trainable[i])
+        moving = self._moving_head
         z_leaves, tree = jax.tree.flatten(z)
         needs_dz = bool(self._moving or self._dx)
         floats = [i for i, leaf in enumerate(z_leaves) if is_float(leaf)] if needs_dz else []

@@ -4,7 +4,7 @@
 tested on the oldest and the newest JAX that the package supports.
 """
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,15 @@ ClosedJaxpr = jex.ClosedJaxpr
 Var = Any  # jex.Var or jex.Literal
 Eqn = Any
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
+# Equations that call another jaxpr; opened, a checkpoint computes again where it stands.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")
+_CALLS += ("custom_jvp_call", "custom_vjp_call")
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, Any]:
     """`fn` on abstract or concrete arguments as a jaxpr with its calls opened, and its out tree."""
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return _inline(closed), out
+    return opened(closed), out
 
 
 def evaluate(eqns: Sequence[Eqn], env: dict[Var, Any], outputs: Sequence[Var]) -> list[Any]:
@@ -65,6 +67,11 @@ def is_variable(v: Var) -> bool:
     return not isinstance(v, jex.Literal)
 
 
+def variables(atoms: Iterable[Var]) -> set[Var]:
+    """The variables among some atoms; literals cannot be put into sets."""
+    return {v for v in atoms if is_variable(v)}
+
+
 def literal_value(v: Var) -> Any:
     """The value of a literal."""
     return v.val
@@ -79,6 +86,16 @@ def sources(closed: ClosedJaxpr, marks: Sequence[Hashable]) -> dict[Var, frozens
         union = frozenset().union(*(found[v] for v in eqn.invars if is_variable(v)))
         found |= dict.fromkeys(eqn.outvars, union)
     return found
+
+
+def input_specs(closed: ClosedJaxpr) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a jaxpr's inputs."""
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+
+
+def scope(eqn: Eqn) -> str:
+    """The named scopes that an equation was traced in, such as a layer's name."""
+    return str(eqn.source_info.name_stack)
 
 
 def signature(eqns: Sequence[Eqn], targets: Sequence[Var], inputs: Sequence[Var]) -> Hashable:
@@ -127,8 +144,8 @@ def restrict(
     return run
 
 
-def _inline(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same jaxpr with its jit calls opened, so that dependencies show through them."""
+def opened(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same jaxpr with its calls opened, so that dependencies show through them."""
 
     def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         env: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -139,15 +156,20 @@ def _inline(closed: ClosedJaxpr) -> ClosedJaxpr:
                 evaluate([eqn], env, [])
             else:
                 inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
-                env.update(zip(eqn.outvars, run(inner.jaxpr, inner.consts, inputs), strict=True))
+                with eqn.ctx.manager, jax.named_scope(scope(eqn)):
+                    found = run(*inner, inputs)
+                env.update(zip(eqn.outvars, found, strict=True))
         return [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars]
 
     if not any(_called(e.primitive.name, e.params) for e in closed.jaxpr.eqns):
         return closed
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
-    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*shapes)
+    make = lambda *args: run(closed.jaxpr, closed.consts, args)
+    return jax.make_jaxpr(make)(*input_specs(closed))
 
 
-def _called(name: str, params: Mapping[str, Any]) -> ClosedJaxpr | None:
+def _called(name: str, params: Mapping[str, Any]) -> tuple[Any, Sequence[Any]] | None:
+    """The jaxpr that an equation calls, and its constants."""
     inner = params.get("jaxpr", params.get("call_jaxpr")) if name in _CALLS else None
-    return inner if isinstance(inner, jex.ClosedJaxpr) else None
+    if isinstance(inner, jex.ClosedJaxpr):
+        return inner.jaxpr, inner.consts
+    return inner and (inner, ())

@@ -15,10 +15,13 @@ from jaxpipe.executor.actions import (
     evaluate,
     forward,
     fused,
+    input_backward,
+    left_packing,
     payload_packing,
     stash_packing,
+    weight_backward,
 )
-from jaxpipe.executor.program import FUSED, B, F, Program
+from jaxpipe.executor.program import FUSED, B, F, I, Program, W
 from jaxpipe.executor.run import Action, Carry, Cells, run_program
 from jaxpipe.mesh import DATA, PIPE
 from jaxpipe.spec import cast_floats
@@ -74,11 +77,7 @@ class Step:
         moving = self.layout.trainable
         wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)
         zeros = {name: jnp.zeros(b.shape, wide(b.dtype)) for name, b in moving.buffers.items()}
-        stash = stash_packing(
-            [self.stations[code] for op, code in self.program.branches if op == F]
-        )
-        carry = dict(grads=zeros, stash=stash.empty(self.program.num_rows, self.fill))
-        carry = self._run(rows, batch, key, carry, stash)
+        carry = self._run(rows, batch, key, dict(grads=zeros))
         grads = collect_gradients(moving, carry["grads"])
         if self.num_data > 1:
             grads = lax.psum(grads, DATA)
@@ -89,7 +88,7 @@ class Step:
 
     def loss(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array) -> Totals:
         """The loss of the batch, by a forward-only program."""
-        return self._totals(self._run(rows, batch, key, {}, stash_packing([])))
+        return self._totals(self._run(rows, batch, key, {}))
 
     def outputs(
         self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, spec: PyTree
@@ -104,28 +103,38 @@ class Step:
         """
         count = self.num_microbatches
         empty = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), spec)
-        carry = self._run(rows, batch, key, dict(outputs=empty), stash_packing([]))
+        carry = self._run(rows, batch, key, dict(outputs=empty))
         join = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
         # Every rank but the last holds zeros.
         return jax.tree.map(lambda x: _psum_any(join(x)), carry["outputs"])
 
-    def _run(
-        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, carry: Carry, stash: Any
-    ) -> Carry:
+    def _run(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, carry: Carry) -> Carry:
         rows = cast_floats(send_copies(self.layout, rows), self.compute_dtype)
-        payload = payload_packing(self.stations, backward="grads" in carry)
-        around = Surroundings(rows, self._context(batch, key), payload, stash)
-        carry = carry | dict(loss=(jnp.zeros(()), jnp.zeros(())))
+        program, training = self.program, "grads" in carry
+        payload = payload_packing(self.stations, backward=training)
+        stash = stash_packing(self._stations(F) if training else [])
+        left = left_packing(self._stations(I))
+        around = Surroundings(rows, self._context(batch, key), payload, stash, left)
+        carry = carry | dict(
+            loss=(jnp.zeros(()), jnp.zeros(())),
+            stash=stash.empty(program.num_rows, self.fill),
+            left=left.empty(program.num_left, self.fill),
+        )
         actions = [
-            self._action(op, self.stations[code], around, carry)
-            for op, code in self.program.branches
+            self._action(op, self.stations[code], around, carry) for op, code in program.branches
         ]
-        return run_program(self.program, actions, payload, carry, self.fill)
+        return run_program(program, actions, payload, carry, self.fill)
+
+    def _stations(self, op: str) -> list[Station]:
+        """Those that run an op."""
+        return [self.stations[code] for branch, code in self.program.branches if branch == op]
 
     def _action(self, op: str, station: Station, around: Surroundings, carry: Carry) -> Action:
         if "grads" not in carry:
             return evaluate(station, around, outputs="outputs" in carry)
-        makers: dict[str, Callable[..., Action]] = {F: forward, B: backward, FUSED: fused}
+        makers: dict[str, Callable[..., Action]] = {
+            F: forward, B: backward, I: input_backward, W: weight_backward, FUSED: fused
+        }  # fmt: skip
         return makers[op](station, around)
 
     def _context(

@@ -21,6 +21,7 @@ model
 costs
 storage
 jaxpr
+slicing
 backward
 executor
 stages fresh spread

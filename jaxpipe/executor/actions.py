@@ -46,12 +46,14 @@ class Surroundings:
       context: the microbatch's slice of the batch, its key, the stage's first layer.
       payload: how values travel.
       stash: how residuals are kept.
+      left: how what I leaves for W is kept.
     """
 
     rows: Rows
     context: Callable[[Cells], dict[str, Any]]
     payload: Packing
     stash: Packing
+    left: Packing
 
     def receive(self, station: Station, cells: Cells, carry: Carry) -> PyTree:
         """A stage's input out of the mail; nothing on the first stage."""
@@ -75,7 +77,12 @@ def payload_packing(stations: Sequence[Station], *, backward: bool) -> Packing:
 
 def stash_packing(stations: Sequence[Station]) -> Packing:
     """Fits what any of these stages keeps of a microbatch."""
-    return Packing.of([s.code.kept for s in stations if s.code is not None])
+    return Packing.of([_code(s).kept for s in stations])
+
+
+def left_packing(stations: Sequence[Station]) -> Packing:
+    """Fits what I of any of these stages leaves for W."""
+    return Packing.of([_code(s).left for s in stations])
 
 
 def forward(station: Station, around: Surroundings) -> Action:
@@ -107,6 +114,37 @@ def backward(station: Station, around: Surroundings) -> Action:
     return Action(run, _backward_writes(station))
 
 
+def input_backward(station: Station, around: Surroundings) -> Action:
+    """I: as B, but leaves what the weight gradients need, for W."""
+    code, plan = _code(station), station.plan
+    dy_specs = _gradient_specs(plan)
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
+        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
+        weights, context = station.weights(around.rows), around.context(cells)
+        found, left = code.input_backward(weights, kept, context, dy)
+        left = around.left.write(carry["left"], left, cells["left"])
+        return _spend(station, around, carry, found) | dict(left=left)
+
+    sends = (*(("loss",) if plan.is_last else ()), "payload") if code.sends_dx else ()
+    return Action(run, ("left", *sends))
+
+
+def weight_backward(station: Station, around: Surroundings) -> Action:
+    """W: adds to the accumulators, from what F kept and I left."""
+    code = _code(station)
+
+    def run(cells: Cells, carry: Carry) -> Carry:
+        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
+        left = around.left.read(carry["left"], code.left, cells["left"])
+        weights, context = station.weights(around.rows), around.context(cells)
+        return _spend(station, around, carry, code.weight_backward(weights, kept, context, left))
+
+    loss_here = station.plan.is_last and not code.sends_dx
+    return Action(run, ("grads", *(("loss",) if loss_here else ())))
+
+
 def fused(station: Station, around: Surroundings) -> Action:
     """F and B of the last stage at once: residuals stay where they are made, none is kept."""
     code = _code(station)
@@ -127,12 +165,13 @@ def _backward_writes(station: Station) -> tuple[str, ...]:
 
 def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradients) -> Carry:
     """Adds weight gradients and loss to the accumulators, and sends the input's gradient on."""
-    out: Carry = dict(grads=dict(carry["grads"]))
+    grads = dict(carry["grads"])
     for i, gradient in found.weights:
-        accumulate(out["grads"], station.homes[i], gradient)
+        accumulate(grads, station.homes[i], gradient)
+    out: Carry = dict(grads=grads) if found.weights else {}
     if found.loss is not None:
         out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
-    if _code(station).sends_dx:
+    if found.x:
         out["payload"] = around.payload.write(carry["payload"], found.x)
     return out
 

@@ -45,7 +45,8 @@ def lower(
     ticks = schedule.ticks() | {f: schedule.ticks()[b] for b, f in fused.items()}
     hops = list(_hops(schedule, ticks))
     mail, num_mail = _mail_slots(schedule, ticks, hops)
-    rows, num_rows = _stash_rows(schedule, ticks, set(fused))
+    rows, num_rows = _rows(schedule, ticks, Op.F, skip=set(fused))
+    left, num_left = _rows(schedule, ticks, Op.I)
     label = {a: (FUSED if a in fused else str(a.op), codes[a.stage]) for a in ticks}
     label = {a: branch for a, branch in label.items() if a not in fused.values()}
     branches = tuple(sorted(set(label.values()), key=lambda b: (BRANCH_OPS.index(b[0]), b[1])))
@@ -58,6 +59,7 @@ def lower(
             layer=first_layers[action.stage],
             read=mail.get(fused.get(action, action), NOWHERE),
             row=rows.get((action.stage, action.microbatch), NOWHERE),
+            left=left.get((action.stage, action.microbatch), NOWHERE),
         )
         for column, value in cell.items():
             table[column][ticks[action], schedule.placement[action.stage]] = value
@@ -72,18 +74,12 @@ def lower(
     pattern = np.array([patterns.index(m) for m in meetings], np.int32)
     return Program(
         schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, num_rows,
-        held(schedule),
+        num_left, held(schedule),
     )  # fmt: skip
 
 
 def check_runnable(schedule: Schedule) -> None:
-    """Raises `ScheduleError` for a right schedule that the loop cannot run yet."""
-    split = sorted({str(a) for a in schedule.ticks() if a.op in (Op.I, Op.W)})
-    if split:
-        raise ScheduleError(
-            f"the schedule {schedule.name!r} splits backward in two ({split[0]} and others); the"
-            " loop runs F and B. Use a schedule with full backwards, B."
-        )
+    """Raises `ScheduleError` for a right schedule that the loop cannot run."""
     if schedule.latency > 1:
         raise ScheduleError(
             f"the schedule {schedule.name!r} has latency={schedule.latency}; the loop delays what"
@@ -134,17 +130,23 @@ def _mail_slots(
     return slots, depth
 
 
-def _stash_rows(
-    schedule: Schedule, ticks: dict[Action, int], fused: Collection[Action]
+def _rows(
+    schedule: Schedule, ticks: dict[Action, int], start: Op, skip: Collection[Action] = ()
 ) -> tuple[dict[tuple[int, int], int], int]:
-    """The stash row of each (stage, microbatch), and how many rows the busiest rank needs."""
+    """A row for each (stage, microbatch) from its F (or I) until its backward ends, with B or W.
+
+    Also how many rows the busiest rank needs.
+    """
     rows: dict[tuple[int, int], int] = {}
     depth = 0
     for rank in range(schedule.num_ranks):
         lives = [
-            Life(2 * ticks[Action(a.stage, Op.F, a.microbatch)], 2 * tick, a[::2])
+            Life(2 * ticks[begin], 2 * tick, a[::2])
             for a, tick in ticks.items()
-            if a.op in (Op.B, Op.I) and a not in fused and schedule.placement[a.stage] == rank
+            if a.op in (Op.B, Op.W)
+            and a not in skip
+            and schedule.placement[a.stage] == rank
+            and (begin := Action(a.stage, start, a.microbatch)) in ticks
         ]
         found, needed = assign_slots(lives)
         rows |= found  # pyright: ignore[reportAssignmentType, reportCallIssue, reportArgumentType]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 # What one cell (tick, rank) says. IDLE and NOWHERE mark cells that do nothing there.
-COLUMNS = ("branch", "microbatch", "layer", "read", "row", "keep", "first", "second")
+COLUMNS = ("branch", "microbatch", "layer", "read", "row", "left", "keep", "first", "second")
 IDLE = 0
 NOWHERE = -1
 
@@ -28,7 +28,8 @@ class Program:
         microbatch  which microbatch of the rank's part of the batch
         layer       index of the stage's first layer
         read        mail slot of the action's input
-        row         stash row where F leaves its residuals and B finds them
+        row         stash row where F leaves its residuals and B, or I and W, find them
+        left        row where I leaves what W needs beyond
         keep        mail slot for what the action made, when its reader is the rank itself
         first       mail slot for what arrives by the tick's first permute
         second      mail slot for what arrives by its second (a rank may hear from both sides)
@@ -37,6 +38,7 @@ class Program:
       latency: whether what is sent at a tick arrives at the end of the next one.
       num_mail: mail slots.
       num_rows: stash rows.
+      num_left: rows for what I leaves.
       held: microbatches that each rank holds between F and B, at most.
     """
 
@@ -48,6 +50,7 @@ class Program:
     latency: int
     num_mail: int
     num_rows: int
+    num_left: int
     held: tuple[int, ...]
 
     @property
@@ -64,9 +67,11 @@ class Program:
         numbered = [f"{i}={op}{code}" for i, (op, code) in enumerate(self.branches, 1)]
         lines = [
             f"program {self.name}: {self.num_ticks} ticks, {self.num_ranks} ranks,"
-            f" {self.num_mail} mail slots, {self.num_rows} stash rows (held {list(self.held)})",
+            f" {self.num_mail} mail slots, {self.num_rows} stash rows (held {list(self.held)}),"
+            f" {self.num_left} rows from I to W",
             f"branches: 0=idle {' '.join(numbered)} (op, then number of the stage code)",
-            "cells: branch:microbatch, r read slot, s stash row, > slots written by arrivals",
+            "cells: branch:microbatch, r read slot, s stash row, w row from I to W, > slots that"
+            " arrivals write",
             "",
         ]
         cells = [
@@ -89,6 +94,7 @@ class Program:
             text = f"{get('branch')}:{get('microbatch')}"
             text += f" r{get('read')}" if get("read") != NOWHERE else ""
             text += f" s{get('row')}" if get("row") != NOWHERE else ""
+            text += f" w{get('left')}" if get("left") != NOWHERE else ""
         arrivals = [get(column) for column in ("keep", "first", "second")]
         return text + "".join(f" >{slot}" for slot in arrivals if slot != NOWHERE)
 

@@ -44,8 +44,8 @@ class Action:
     """What a branch of the program does.
 
     Attributes:
-      run: `(cells, carry) -> the parts of the carry that it writes`.
-      writes: the names of those parts; they are updated in place.
+      run: `(cells, carry) -> the parts of the carry that it changes`.
+      writes: the names of the parts that it may change; they are updated in place.
     """
 
     run: Callable[[Cells, Carry], Carry]
@@ -131,7 +131,7 @@ def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carr
         def body(
             zero: jax.Array, mine: Carry, action: Action = action, all: Carry = carry
         ) -> Carry:
-            return action.run(Cells(cells.columns, cells.tick + zero), all | mine)
+            return mine | action.run(Cells(cells.columns, cells.tick + zero), all | mine)
 
         mine = {name: carry[name] for name in action.writes}
         carry = carry | when(cells[_trips(number)], body, mine)

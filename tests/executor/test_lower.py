@@ -14,7 +14,7 @@ from zoo import largest_error, linen, vectors
 import jaxpipe as jp
 from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import lower
-from jaxpipe.executor.program import FUSED, IDLE, NOWHERE, B, F, Program
+from jaxpipe.executor.program import FUSED, IDLE, NOWHERE, B, F, I, Program, W
 from jaxpipe.schedules import Action, Op, Schedule, forward_only, loop, place, simulate, vee
 from jaxpipe.schedules.table import needs, parse_action
 
@@ -30,6 +30,7 @@ class Replay:
         self.program, self.schedule, self.codes = program, schedule, codes
         self.mail: list[dict[int, Value]] = [{} for _ in ranks]
         self.stash: list[dict[int, Any]] = [{} for _ in ranks]
+        self.left: list[dict[int, Any]] = [{} for _ in ranks]
         self.payload: list[Value | None] = [None for _ in ranks]
         self.done: list[Action] = []
         self.most_held = [0 for _ in ranks]
@@ -53,7 +54,7 @@ class Replay:
         arrived = self.mail[rank].get(get("read"))
         if op in (F, FUSED):
             assert stage == 0 or arrived == ("y", stage - 1, m)
-        elif not is_last:
+        elif op != W and not is_last:
             assert arrived == ("dy", stage + 1, m)
         if op == F:
             self.payload[rank] = ("y", stage, m)
@@ -61,9 +62,14 @@ class Replay:
                 assert 0 <= row < self.program.num_rows and row not in self.stash[rank]
                 self.stash[rank][row] = (stage, m)
                 self.most_held[rank] = max(self.most_held[rank], len(self.stash[rank]))
-        else:
+        elif op != W:
             self.payload[rank] = ("dy", stage, m)
-        if op == B:
+        if op == I:
+            assert self.stash[rank][row] == (stage, m) and 0 <= get("left") < self.program.num_left
+            assert self.left[rank].setdefault(get("left"), (stage, m)) == (stage, m)
+        if op == W:
+            assert self.left[rank].pop(get("left")) == (stage, m)
+        if op in (B, W):
             assert self.stash[rank].pop(row) == (stage, m)
         ops = (Op.F, Op.B) if op == FUSED else (Op(op),)
         self.done += [Action(stage, each, m) for each in ops]
@@ -107,10 +113,18 @@ def replay(schedule: Schedule, *, fuse: bool = False, num_codes: int = 100) -> R
 
 
 def random_schedule(seed: int, placement: tuple[int, ...], m: int, latency: int) -> Schedule:
-    """Any order that does not deadlock: actions drawn one by one from those that can run."""
+    """Any order that does not deadlock: actions drawn one by one from those that can run.
+
+    Some backwards are whole, some are split.
+    """
     rng, num_stages = random.Random(seed), len(placement)
     order: list[list[Action]] = [[] for _ in set(placement)]
-    waiting = {Action(s, op, i) for s in range(num_stages) for op in (Op.F, Op.B) for i in range(m)}
+    waiting = {
+        Action(s, op, i)
+        for s in range(num_stages)
+        for i in range(m)
+        for op in rng.choice([(Op.F, Op.B), (Op.F, Op.I, Op.W)])
+    }
     while waiting:
         can = [
             action
