@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.executor.program import Program
-from jaxpipe.machine import Machine
+from jaxpipe.machine import Machine, resolve
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule
@@ -63,6 +63,7 @@ def initialize(
     optimizer: optax.GradientTransformation | None = None,
     schedule: str | Schedule = "1f1b",
     num_microbatches: int | None = None,
+    num_chunks: int | None = None,
     remat: Remat = "none",
     check_ids: bool = True,
     fill: float | None = None,
@@ -77,6 +78,8 @@ def initialize(
       schedule: a name from `jaxpipe.schedules.NAMES`, or a table of one's own.
       num_microbatches: how many microbatches each data rank's part of a batch is cut into; a
         `Schedule` says it itself.
+      num_chunks: how many stages each rank owns, for schedules that leave it open (interleaved,
+        looped-bfs, interleaved-zb; 2 by default).
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
@@ -88,7 +91,8 @@ def initialize(
       ScheduleError: when the schedule is unknown, wrong, or not for this mesh and model.
       LayerError: when `remat` means nothing.
     """
-    machine = Machine(model, mesh, optimizer, schedule, num_microbatches, remat, check_ids, fill)
+    table = resolve(schedule, mesh, num_microbatches, num_chunks)
+    machine = Machine(model, mesh, optimizer, table, remat, check_ids, fill)
     return Engine(
         init=machine.init,
         train_batch=machine.train_batch,

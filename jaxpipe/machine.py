@@ -57,18 +57,16 @@ class Machine:
         model: PipelineModule,
         mesh: Mesh,
         optimizer: optax.GradientTransformation | None,
-        schedule: str | Schedule,
-        num_microbatches: int | None,
+        schedule: Schedule,
         remat: Remat,
         check_ids: bool,
         fill: float | None,
     ):
-        check_mesh(mesh)
         check_remat(remat)
         self._model, self._mesh, self._optimizer = model, mesh, optimizer
-        self._num_data, num_ranks = axis_size(mesh, DATA), axis_size(mesh, PIPE)
-        self.schedule = _resolve(schedule, num_ranks, num_microbatches)
-        _check_stages(model, self.schedule, num_ranks)
+        self._num_data = axis_size(mesh, DATA)
+        self.schedule = schedule
+        _check_stages(model, self.schedule, axis_size(mesh, PIPE))
         self._remat, self._check_ids, self._fill = remat, check_ids, fill
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
@@ -301,7 +299,12 @@ class Machine:
         return logical(placed)
 
 
-def _resolve(schedule: str | Schedule, num_ranks: int, num_microbatches: int | None) -> Schedule:
+def resolve(
+    schedule: str | Schedule, mesh: Mesh, num_microbatches: int | None, num_chunks: int | None
+) -> Schedule:
+    """The table that `jaxpipe.initialize` is asked for; its arguments, its errors."""
+    check_mesh(mesh)
+    num_ranks = axis_size(mesh, PIPE)
     if isinstance(schedule, Schedule):
         verify(schedule)
         check_runnable(schedule)
@@ -311,13 +314,18 @@ def _resolve(schedule: str | Schedule, num_ranks: int, num_microbatches: int | N
                 f" {schedule.num_microbatches}. Leave num_microbatches out, or make the schedule"
                 " anew."
             )
+        if num_chunks not in (None, schedule.num_chunks):
+            raise ScheduleError(
+                f"num_chunks={num_chunks}, but the schedule {schedule.name!r} has"
+                f" {schedule.num_chunks}. Leave num_chunks out, or make the schedule anew."
+            )
         return schedule
     if num_microbatches is None:
         raise ScheduleError(
             f"schedule={schedule!r} needs num_microbatches=...; at least the number of ranks,"
             f" {num_ranks}, keeps them busy."
         )
-    return by_name(schedule, num_ranks, num_microbatches)
+    return by_name(schedule, num_ranks, num_microbatches, num_chunks=num_chunks)
 
 
 def _check_stages(model: PipelineModule, schedule: Schedule, num_ranks: int) -> None:

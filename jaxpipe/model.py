@@ -149,8 +149,9 @@ class PipelineModule:
         train: bool,
     ) -> PyTree:
         """One layer in the model's compute dtype."""
-        x, params = cast_floats((x, params), self.compute_dtype)
-        return layer.apply(params, x, layer.side_inputs(batch), key, train)
+        with jax.named_scope(layer.name):  # shows in profiles and in messages
+            x, params = cast_floats((x, params), self.compute_dtype)
+            return layer.apply(params, x, layer.side_inputs(batch), key, train)
 
     def loss_terms(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The loss as a float32 (sum, weight); a mean counts as a sum of weight 1.

@@ -8,6 +8,7 @@ on weights alone. Where a `lax.scan` computes both sorts it is cut into two scan
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -172,7 +173,8 @@ def _check_opaque(
     for eqn in eqns:
         both = id(eqn) in first and set(eqn.outvars) & (needed_second - needed_first)
         if both and eqn.primitive.name in _OPAQUE:
-            where = jaxprs.scope(eqn) or "a layer without a name"
+            # transpose(jvp(layer)) names the layer whose backward this is.
+            where = re.sub(r"\w+\(|\)", "", jaxprs.scope(eqn)) or "a layer without a name"
             raise LayerError(
                 f"{where}: its backward computes the gradients of its input and of its weights in"
                 f" one `{eqn.primitive.name}`, which cannot be cut into I and W. Use a schedule"

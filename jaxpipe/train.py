@@ -166,6 +166,7 @@ def build_engine(config: Config) -> Engine:
         optimizer=build_optimizer(config.optimizer, config.trainer.steps),
         schedule=pipeline.schedule,
         num_microbatches=pipeline.microbatches,
+        num_chunks=pipeline.chunks,
         remat=pipeline.remat,
     )
 

@@ -10,7 +10,8 @@ import pytest
 
 from jaxpipe import cli
 from jaxpipe.config import Config
-from jaxpipe.schedules.names import by_name
+from jaxpipe.schedules import NAMES, Costs, Lockstep, by_name, dump, pictures, simulate
+from jaxpipe.schedules.draw import text
 from jaxpipe.simulate_devices import simulate_devices
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,11 +33,123 @@ def test_draw_prints_the_schedule(capsys):
     assert out == f"{by_name('1f1b', 3, 5)}\n"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_draw_knows_all_names(capsys, name):
+    assert ended(capsys, "draw", name) == (0, f"{by_name(name, 4, 8)}\n", "")
+
+
+def test_draw_prints_several_at_the_costs_that_are_given(capsys):
+    code, out, _ = ended(capsys, "draw", "1f1b", "gpipe", "--costs", "F=1,B=3,hop=.5")
+    costs = Costs(B=3, hop=0.5)
+    assert code == 0
+    assert out == "\n\n".join(text(by_name(x, 4, 8), costs=costs) for x in ("1f1b", "gpipe")) + "\n"
+    assert "at costs F=1 B=3 hop=0.5" in out
+
+
+def test_draw_writes_what_the_ending_says(capsys, tmp_path):
+    schedule = by_name("1f1b", 2, 3)
+    ticks = [pictures.chart_of_ticks(schedule)]
+    expected = {
+        "svg": pictures.svg(ticks),
+        "html": pictures.html(ticks),
+        "json": pictures.trace(ticks),
+        "txt": f"{schedule}\n",
+        "schedule": dump(schedule),
+    }
+    options = ["--ranks", "2", "--microbatches", "3"]
+    for ending, content in expected.items():
+        path = tmp_path / f"x.{ending}"
+        assert ended(capsys, "draw", "1f1b", *options, "--out", str(path)) == (0, "", "")
+        assert path.read_text(encoding="utf-8") == content
+
+
+def test_draw_on_an_axis_of_time(capsys, tmp_path):
+    path = tmp_path / "x.svg"
+    options = ["--costs", "F=1,B=3", "--time", "--lockstep", "all", "--out", str(path)]
+    assert ended(capsys, "draw", "1f1b", *options)[0] == 0
+    chart = pictures.chart_of_times(by_name("1f1b", 4, 8), Costs(B=3), Lockstep("all"))
+    assert path.read_text(encoding="utf-8") == pictures.svg([chart])
+
+
+def test_draw_reads_the_tables_that_it_writes(capsys, tmp_path):
+    rows = str(by_name("1f1b", 4, 8)).splitlines()[1:]
+    for name in ("1f1b.csv", "1f1b.schedule"):
+        path = str(tmp_path / name)
+        assert ended(capsys, "draw", "1f1b", "--out", path) == (0, "", "")
+        code, out, err = ended(capsys, "draw", path)
+        assert (code, err) == (0, "")
+        assert out.splitlines()[1:] == rows
+
+
+def test_draw_compares_in_the_order_that_is_given(capsys, tmp_path):
+    (tmp_path / "mine.csv").write_text("0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,\n")
+    names = ["gpipe", str(tmp_path / "mine.csv"), "1f1b"]
+    code, out, _ = ended(capsys, "draw", "--compare", *names, "--ranks", "4", "--costs", "B=3")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert list(rows)[2:-2] == ["gpipe", "mine", "1f1b"]
+    timeline = simulate(by_name("gpipe", 4, 8), Costs(B=3))
+    assert rows["gpipe"][:4] == ["4", "4", "8", "22"]
+    assert rows["gpipe"][4:6] == [f"{timeline.makespan:g}", f"{timeline.bubble_fraction:.1%}"]
+    assert rows["gpipe"][6:] == ["8", "8", "8", "8"]
+    assert rows["mine"][:4] == ["2", "2", "2", "6"]
+
+
+def test_schedules_beside_each_other_have_as_much_work(capsys, tmp_path):
+    names = ["1f1b", "interleaved"]
+    _, out, _ = ended(capsys, "draw", "--compare", *names, "--costs", "F=1,B=3,hop=0.5")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    timeline = simulate(by_name("interleaved", 4, 8), Costs(F=0.5, B=1.5, hop=0.5))
+    assert rows["interleaved"][4:6] == [
+        f"{timeline.makespan:g}",
+        f"{timeline.bubble_fraction:.1%}",
+    ]
+    assert rows["interleaved"][6:] == [f"{held / 2:g}" for held in timeline.held]
+    assert ended(capsys, "draw", *names, "--time", "--out", str(tmp_path / "x.svg"))[0] == 0
+    picture = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert "F=1 B=2" in picture and "F=0.5 B=1" in picture
+    assert "F=1 B=2" in ended(capsys, "draw", "interleaved")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("0F0,0B0,,\n,1F0,,1B0", "rank 0, tick 1: 0B0 needs 1B0"),
+        ("0F0,,,0B0\n,1F0,,", "stage 1 runs microbatch 0 as F; expected FB or FIW"),
+    ],
+)
+def test_a_wrong_schedule_is_drawn_with_the_cell(capsys, tmp_path, text, part):
+    rows = zip(range(2), text.split("\n"), strict=True)
+    cells = [f"rank {rank}: {' '.join(c or '.' for c in row.split(','))}" for rank, row in rows]
+    header = "schedule: wrong\nplacement: 0 1\nnum_microbatches: 1\nlatency: 0\n"
+    (tmp_path / "wrong.schedule").write_text(header + "\n".join(cells))
+    (tmp_path / "wrong.csv").write_text("0F0,,,0B0\n,1F0,,\n")
+    for name in ("wrong.schedule", "wrong.csv"):
+        picture = str(tmp_path / "x.svg")
+        code, out, err = ended(capsys, "draw", str(tmp_path / name), "--out", picture)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"jaxpipe: {tmp_path / name} is wrong: rank ")
+        assert "<-- here" in err
+        assert not Path(picture).exists()
+        if name == "wrong.schedule":
+            assert part in err
+
+
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
         (["draw", "1f1"], "did you mean '1f1b'?"),
         (["draw", "gpipe", "--ranks", "0"], "0"),
+        (["draw"], "expected a NAME or a FILE"),
+        (["draw", "none.csv"], "none.csv"),
+        (["draw", "none.csv", "--ranks", "3"], "files say how many ranks"),
+        (["draw", "gpipe", "--out", "x.png"], "ends in .svg, .html, .json, .txt, .csv, .schedule"),
+        (["draw", "gpipe", "--time"], "--time needs an --out"),
+        (["draw", "gpipe", "--time", "--out", "x.txt"], "text has only ticks"),
+        (["draw", "gpipe", "--compare", "--out", "x.svg"], "leave one of them out"),
+        (["draw", "gpipe", "1f1b", "--out", "x.csv"], "holds one schedule; got 2"),
+        (["draw", "gpipe", "--costs", "G=1"], "there is no cost 'G'"),
+        (["draw", "gpipe", "--costs", "F=1:2"], "costs.F has 2 costs"),
         (["train", "none.yaml"], "none.yaml"),
     ],
 )
@@ -52,8 +165,8 @@ def test_what_cannot_be_done_is_said_in_one_message(capsys, argv, part):
     ("argv", "part"),
     [
         ([], "{train, draw}"),
-        (["draw"], "NAME"),
         (["draw", "1f1b", "--ranks", "x"], "--ranks"),
+        (["draw", "1f1b", "--lockstep", "x"], "links"),
         (["train", "x.yaml", "--trainer.step", "3"], "--trainer.steps"),
         (["train", "x.yaml", "--resume", "perhaps"], "auto"),
     ],

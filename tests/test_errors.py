@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from jax.sharding import Mesh
 from zoo import WIDTH, Block, linen, mean_loss, tokens, vectors
 
@@ -47,6 +48,13 @@ def engine(
     return jp.initialize(model or linen(2), mesh=mesh or jp.make_mesh(pipe=2), **settings)
 
 
+def gradients(model: jp.PipelineModule, **settings: Any) -> Any:
+    made = engine(model, **settings)
+    state = made.init(KEY, EIGHT)
+    Count.compilations = 0  # parameters had to be made
+    return made.value_and_grad(state.params, EIGHT)
+
+
 def of(*layers: Any, loss: Any = mean_loss, **settings: Any) -> jp.PipelineModule:
     return jp.PipelineModule([*layers], loss, **settings)
 
@@ -78,8 +86,11 @@ def of_tokens(**settings: Any) -> jp.Engine:
 
 DENSE = jp.LayerSpec(nn.Dense, 3)
 SIDE = jp.LayerSpec(Block, batch_inputs=("segments",))
-SPLIT_ROW = tuple(jp.schedules.Action(0, jp.schedules.Op(op), 0) for op in "FIW")
-SPLIT = jp.schedules.Schedule("split", (0,), 1, (SPLIT_ROW,))
+BRANCHES = jp.FunctionLayer(
+    lambda w, x: lax.cond(x[0, 0] > 0, lambda w, x: x @ w, lambda w, x: x @ (2 * w), w, x),
+    lambda key, x: jax.random.normal(key, (x.shape[-1], 3)),
+    name="branches",
+)
 THREE_RANKS = jp.schedules.one_f_one_b(3, 4)
 
 
@@ -135,10 +146,20 @@ MISTAKES = dict(
         "'1f1b' is for 3 ranks; the mesh's 'pipe' axis has 2. Make both equal",
         lambda: engine(schedule=THREE_RANKS),
     ),
-    split_backward=Mistake(
+    a_backward_that_cannot_be_split=Mistake(
+        errors.LayerError,
+        "branches: its backward .* in one `cond`, which cannot be cut into I and W.*Use a schedule with full",
+        lambda: gradients(of(DENSE, BRANCHES), schedule="zb-h1"),
+    ),
+    chunks_that_a_schedule_cannot_have=Mistake(
         errors.ScheduleError,
-        r"'split' splits backward in two \(0I0 and others\).*Use a schedule with full backwards",
-        lambda: engine(of(DENSE), mesh=jp.make_mesh(1), schedule=SPLIT, num_microbatches=1),
+        "num_chunks=2; expected 1: 'zb-h1' has 1 stage on each rank",
+        lambda: engine(schedule="zb-h1", num_chunks=2),
+    ),
+    chunks_of_a_table=Mistake(
+        errors.ScheduleError,
+        "num_chunks=2, but the schedule '1f1b' has 1. Leave num_chunks out",
+        lambda: engine(schedule=jp.schedules.one_f_one_b(2, 4), num_chunks=2),
     ),
     slow_hops=Mistake(
         errors.ScheduleError,

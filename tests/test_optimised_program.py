@@ -158,7 +158,9 @@ def test_ranks_meet_on_the_links_that_a_tick_uses_and_nowhere_else(schedule: str
     permutes = [each for each in case.program.loop if each.op.startswith("collective-permute")]
     permutes = [each for each in permutes if not each.op.endswith("done")]
     patterns = case.engine.program(case.batch).patterns
-    assert sorted(map(links_of, permutes)) == sorted(p for meeting in patterns for p in meeting)
+    assert sorted(map(links_of, permutes)) == sorted(
+        permute.links for meeting in patterns for permute in meeting
+    )
     # Nothing else travels in the loop, and activations alone.
     assert {each.shapes[0] for each in permutes} == {(ROWS, TIME, CONFIG.width)}
     others = [each.op for each in case.program.loop if re.match(r"all-|reduce-scatter", each.op)]

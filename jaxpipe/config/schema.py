@@ -61,13 +61,15 @@ class PipelineConfig:
     """How the model is cut, placed and run."""
 
     ranks: int = 4
-    """Places in the pipeline, one stage each."""
+    """Places in the pipeline, each with as many stages as the schedule has chunks."""
     data: int = 1
     """Copies of the pipeline, each on its own part of a batch; devices = ranks x data."""
     microbatches: int = 8
     """Parts that a batch passes through the pipeline in."""
     schedule: str = "1f1b"
     """Which rank does what at which tick, by name; `jaxpipe draw NAME` shows it."""
+    chunks: int | None = None
+    """Stages on each rank, for interleaved, looped-bfs and interleaved-zb; null: 2 there."""
     partition: str | tuple[int, ...] = "parameters"
     """How layers become stages: uniform, parameters, flops, type:REGEX, or the boundaries."""
     remat: Literal["none", "full"] | int = "none"

@@ -135,24 +135,38 @@ def _schedule(pipeline: PipelineConfig) -> Iterator[str]:
         yield f"pipeline.schedule: unknown {pipeline.schedule!r}; {hint}"
     elif pipeline.ranks > 0 and pipeline.microbatches > 0:
         try:
-            by_name(pipeline.schedule, pipeline.ranks, pipeline.microbatches)
+            by_name(
+                pipeline.schedule, pipeline.ranks, pipeline.microbatches, num_chunks=pipeline.chunks
+            )
         except ScheduleError as error:
-            yield f"pipeline.schedule: {error}"
+            field = "schedule" if pipeline.chunks is None else "chunks"
+            yield f"pipeline.{field}: {error}"
+
+
+def _num_stages(pipeline: PipelineConfig) -> int:
+    """As many as the schedule has; where that is wrong, which is said elsewhere, the ranks."""
+    try:
+        return by_name(pipeline.schedule, pipeline.ranks, 1, num_chunks=pipeline.chunks).num_stages
+    except ScheduleError:
+        return pipeline.ranks
 
 
 def _partition(config: Config) -> Iterator[str]:
-    method, ranks, layers = config.pipeline.partition, config.pipeline.ranks, num_layers(config)
+    method, layers, ranks = config.pipeline.partition, num_layers(config), config.pipeline.ranks
     if ranks < 1 or config.model.layers < 1:
         return
-    if ranks > layers:
+    stages = _num_stages(config.pipeline)
+    if stages > layers:
+        each = f" ranks with {stages // ranks} stages each" if stages > ranks else ""
         yield (
-            f"pipeline.ranks: got {ranks}, more than the pipeline's {layers} layers (embedding,"
-            f" {config.model.layers} blocks, head); use fewer ranks or more model.layers."
+            f"pipeline.ranks: got {ranks}{each}, more than the pipeline's {layers} layers"
+            f" (embedding, {config.model.layers} blocks, head); use fewer ranks or more"
+            " model.layers."
         )
     elif isinstance(method, tuple):
         alike = [LayerCost(str(i), "layer", 1, 1, 1) for i in range(layers)]
         try:
-            partition(alike, ranks, method)
+            partition(alike, stages, method)
         except PartitionError as error:
             yield f"pipeline.partition: {error}"
     elif method.startswith("type:"):

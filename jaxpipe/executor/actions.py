@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxpipe.backward import Gradients, StageCode, StagePlan
 from jaxpipe.executor.packing import Packing
-from jaxpipe.executor.run import Action, Carry, Cells
+from jaxpipe.executor.run import AHEAD, BACK, Action, Carry, Cells
 from jaxpipe.spec import is_float
 from jaxpipe.storage import Home, Rows, accumulate, read
 
@@ -94,10 +94,12 @@ def forward(station: Station, around: Surroundings) -> Action:
         y, kept = code.forward(station.weights(around.rows), x, around.context(cells))
         out = dict(stash=around.stash.write(carry["stash"], kept, cells["row"]))
         if not station.plan.is_last:
-            out["payload"] = around.payload.write(carry["payload"], jax.tree.leaves(y))
+            out[AHEAD] = around.payload.write(carry[AHEAD], jax.tree.leaves(y))
         return out
 
-    return Action(run, ("stash",) if station.plan.is_last else ("stash", "payload"))
+    if station.plan.is_last:
+        return Action(run, ("stash",))
+    return Action(run, ("stash", AHEAD), sends=AHEAD)
 
 
 def backward(station: Station, around: Surroundings) -> Action:
@@ -111,7 +113,7 @@ def backward(station: Station, around: Surroundings) -> Action:
         found = code.backward(station.weights(around.rows), kept, around.context(cells), dy)
         return _spend(station, around, carry, found)
 
-    return Action(run, _backward_writes(station))
+    return _backward_action(station, run, ("grads",))
 
 
 def input_backward(station: Station, around: Surroundings) -> Action:
@@ -127,8 +129,7 @@ def input_backward(station: Station, around: Surroundings) -> Action:
         left = around.left.write(carry["left"], left, cells["left"])
         return _spend(station, around, carry, found) | dict(left=left)
 
-    sends = (*(("loss",) if plan.is_last else ()), "payload") if code.sends_dx else ()
-    return Action(run, ("left", *sends))
+    return _backward_action(station, run, ("left",))
 
 
 def weight_backward(station: Station, around: Surroundings) -> Action:
@@ -155,12 +156,17 @@ def fused(station: Station, around: Surroundings) -> Action:
         _, kept = code.forward(weights, x, context)
         return _spend(station, around, carry, code.backward(weights, kept, context, []))
 
-    return Action(run, _backward_writes(station))
+    return _backward_action(station, run, ("grads",))
 
 
-def _backward_writes(station: Station) -> tuple[str, ...]:
-    sends = ("payload",) if _code(station).sends_dx else ()
-    return ("grads", *(("loss",) if station.plan.is_last else ()), *sends)
+def _backward_action(
+    station: Station, run: Callable[[Cells, Carry], Carry], writes: tuple[str, ...]
+) -> Action:
+    """An action that makes the input's gradient, where anybody wants it, and the loss."""
+    loss = ("loss",) if station.plan.is_last else ()
+    if not _code(station).sends_dx:
+        return Action(run, (*writes, *loss))
+    return Action(run, (*writes, *loss, BACK), sends=BACK)
 
 
 def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradients) -> Carry:
@@ -172,21 +178,21 @@ def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradient
     if found.loss is not None:
         out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
     if found.x:
-        out["payload"] = around.payload.write(carry["payload"], found.x)
+        out[BACK] = around.payload.write(carry[BACK], found.x)
     return out
 
 
 def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action:
     """F of a forward-only schedule: on the last stage the loss, or the outputs themselves."""
     plan = station.plan
-    writes = "payload" if not plan.is_last else "outputs" if outputs else "loss"
+    writes = AHEAD if not plan.is_last else "outputs" if outputs else "loss"
 
     def run(cells: Cells, carry: Carry) -> Carry:
         x = around.receive(station, cells, carry)
         context = around.context(cells)
         y = plan.evaluate(station.weights(around.rows), x, context)
         if plan.loss is None:
-            return dict(payload=around.payload.write(carry["payload"], jax.tree.leaves(y)))
+            return {AHEAD: around.payload.write(carry[AHEAD], jax.tree.leaves(y))}
         if not outputs:
             return dict(loss=jax.tree.map(lax.add, carry["loss"], plan.loss(y, context)))
         put = lambda buffer, leaf: lax.dynamic_update_index_in_dim(
@@ -194,7 +200,7 @@ def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action
         )
         return dict(outputs=jax.tree.map(put, carry["outputs"], y))
 
-    return Action(run, (writes,))
+    return Action(run, (writes,), sends=None if plan.is_last else AHEAD)
 
 
 def _code(station: Station) -> StageCode:

@@ -1,27 +1,16 @@
 """Schedule -> program: lifetimes to slots, hops to links, actions to branch numbers."""
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.executor.program import BRANCH_OPS, COLUMNS, FUSED, IDLE, NOWHERE, Link, Program
+from jaxpipe.executor.program import ARRIVAL, BRANCH_OPS, COLUMNS, FUSED, IDLE, NOWHERE, Program
 from jaxpipe.executor.slots import Life, assign_slots
-from jaxpipe.schedules import Action, Op, Schedule, needs, verify
+from jaxpipe.schedules import Action, Op, Schedule, verify
+from jaxpipe.schedules.meetings import Hop, hops, permutes
 from jaxpipe.schedules.simulate import held
-
-
-class _Hop(NamedTuple):
-    """A value on its way: who made it, who reads it, when it lands."""
-
-    maker: Action
-    reader: Action
-    sent: int  # tick
-    landed: int  # tick at whose end it is in the mail
-    source: int  # rank
-    target: int  # rank
 
 
 def lower(
@@ -43,15 +32,18 @@ def lower(
     fused = _fusible(schedule) if fuse else {}
     # A fused F runs when its B does; its input waits in the mail until then.
     ticks = schedule.ticks() | {f: schedule.ticks()[b] for b, f in fused.items()}
-    hops = list(_hops(schedule, ticks))
-    mail, num_mail = _mail_slots(schedule, ticks, hops)
+    landed = hops(schedule, ticks)
+    meetings = permutes(landed)
+    mail, num_mail = _mail_slots(schedule, ticks, landed)
     rows, num_rows = _rows(schedule, ticks, Op.F, skip=set(fused))
     left, num_left = _rows(schedule, ticks, Op.I)
     label = {a: (FUSED if a in fused else str(a.op), codes[a.stage]) for a in ticks}
     label = {a: branch for a, branch in label.items() if a not in fused.values()}
     branches = tuple(sorted(set(label.values()), key=lambda b: (BRANCH_OPS.index(b[0]), b[1])))
     shape = (schedule.num_ticks, schedule.num_ranks)
-    table = {c: np.full(shape, IDLE if c == "branch" else NOWHERE, np.int32) for c in COLUMNS}
+    arrivals = [ARRIVAL.format(n) for n in range(max(map(len, meetings.values()), default=0))]
+    table = {c: np.full(shape, NOWHERE, np.int32) for c in (*COLUMNS, *arrivals)}
+    table["branch"][:] = IDLE
     for action, branch in label.items():
         cell = dict(
             branch=1 + branches.index(branch),
@@ -63,15 +55,16 @@ def lower(
         )
         for column, value in cell.items():
             table[column][ticks[action], schedule.placement[action.stage]] = value
-    meetings = _meetings(schedule.num_ticks, hops)
-    for hop in hops:
+    for hop in landed:
         column = "keep"
-        if hop.source != hop.target:
-            in_first = (hop.source, hop.target) in meetings[hop.landed][0]
-            column = "first" if in_first else "second"
+        if hop.crosses:
+            link = (hop.source, hop.target)
+            same = [p.forwards == hop.forwards and link in p.links for p in meetings[hop.landed]]
+            column = ARRIVAL.format(same.index(True))
         table[column][hop.landed, hop.target] = mail[hop.reader]
-    patterns = tuple(sorted(set(meetings)))
-    pattern = np.array([patterns.index(m) for m in meetings], np.int32)
+    by_tick = [meetings.get(tick, ()) for tick in range(schedule.num_ticks)]
+    patterns = tuple(sorted(set(by_tick)))
+    pattern = np.array([patterns.index(m) for m in by_tick], np.int32)
     return Program(
         schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, num_rows,
         num_left, held(schedule),
@@ -99,21 +92,8 @@ def _fusible(schedule: Schedule) -> dict[Action, Action]:
     return pairs if follows and len(pairs) == schedule.num_microbatches else {}
 
 
-def _hops(schedule: Schedule, ticks: dict[Action, int]) -> Iterator[_Hop]:
-    """Every value that goes from one stage to the next, forwards or backwards."""
-    for reader in ticks:
-        for group in needs(reader, schedule.num_stages):
-            maker = next(a for a in group if a in ticks)
-            if maker.stage == reader.stage:
-                continue  # passes through the stash
-            source, target = (schedule.placement[a.stage] for a in (maker, reader))
-            sent = ticks[maker]
-            landed = sent + (schedule.latency if source != target else 0)
-            yield _Hop(maker, reader, sent, landed, source, target)
-
-
 def _mail_slots(
-    schedule: Schedule, ticks: dict[Action, int], hops: Sequence[_Hop]
+    schedule: Schedule, ticks: dict[Action, int], landed: Sequence[Hop]
 ) -> tuple[dict[Action, int], int]:
     """The mail slot from which each action reads, and how many slots the busiest rank needs."""
     slots: dict[Action, int] = {}
@@ -121,7 +101,7 @@ def _mail_slots(
     for rank in range(schedule.num_ranks):
         lives = [
             Life(2 * hop.landed + 1, 2 * ticks[hop.reader], hop.reader)
-            for hop in hops
+            for hop in landed
             if hop.target == rank
         ]
         found, needed = assign_slots(lives)
@@ -152,18 +132,3 @@ def _rows(
         rows |= found  # pyright: ignore[reportAssignmentType, reportCallIssue, reportArgumentType]
         depth = max(depth, needed)
     return rows, depth
-
-
-def _meetings(num_ticks: int, hops: Sequence[_Hop]) -> list[tuple[tuple[Link, ...], ...]]:
-    """For each tick its links as permutes: one where no rank hears twice, else one each way."""
-    links: list[set[Link]] = [set() for _ in range(num_ticks)]
-    for hop in hops:
-        if hop.source != hop.target:
-            links[hop.landed].add((hop.source, hop.target))
-    meetings = []
-    for used in links:
-        senders = {b: sorted(a for a, to in used if to == b) for _, b in used}
-        second = {(a, b) for b, sources in senders.items() for a in sources[1:]}
-        permutes = (tuple(sorted(used - second)), tuple(sorted(second)))
-        meetings.append(tuple(permute for permute in permutes if permute))
-    return meetings

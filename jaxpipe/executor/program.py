@@ -4,15 +4,16 @@ import dataclasses
 
 import numpy as np
 
+from jaxpipe.schedules.meetings import Permute
+
 # What one cell (tick, rank) says. IDLE and NOWHERE mark cells that do nothing there.
-COLUMNS = ("branch", "microbatch", "layer", "read", "row", "left", "keep", "first", "second")
+COLUMNS = ("branch", "microbatch", "layer", "read", "row", "left", "keep")
+ARRIVAL = "arrival {}"  # a column for each permute of a meeting
 IDLE = 0
 NOWHERE = -1
 
 # What a branch does: an op of the schedule, or F and B of the last stage in one, with no stash.
 F, B, I, W, FUSED = BRANCH_OPS = ("F", "B", "I", "W", "FB")
-
-Link = tuple[int, int]  # (from rank, to rank)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,11 +32,10 @@ class Program:
         row         stash row where F leaves its residuals and B, or I and W, find them
         left        row where I leaves what W needs beyond
         keep        mail slot for what the action made, when its reader is the rank itself
-        first       mail slot for what arrives by the tick's first permute
-        second      mail slot for what arrives by its second (a rank may hear from both sides)
+        arrival n   mail slot for what arrives by the n-th permute of the tick's meeting
       pattern: int32[ticks], which of `patterns` the tick's meeting follows.
-      patterns: the links of each meeting, as one or two permutes.
-      latency: whether what is sent at a tick arrives at the end of the next one.
+      patterns: the permutes of each meeting; none where nobody meets.
+      latency: whether a meeting takes place while its tick works, with what was there before.
       num_mail: mail slots.
       num_rows: stash rows.
       num_left: rows for what I leaves.
@@ -46,7 +46,7 @@ class Program:
     branches: tuple[tuple[str, int], ...]
     table: dict[str, np.ndarray]
     pattern: np.ndarray
-    patterns: tuple[tuple[tuple[Link, ...], ...], ...]
+    patterns: tuple[tuple[Permute, ...], ...]
     latency: int
     num_mail: int
     num_rows: int
@@ -62,6 +62,16 @@ class Program:
     def num_ranks(self) -> int:
         """Ranks of the table."""
         return self.table["branch"].shape[1]
+
+    @property
+    def num_permutes(self) -> int:
+        """Permutes of the busiest meeting."""
+        return max(map(len, self.patterns), default=0)
+
+    @property
+    def arrivals(self) -> list[str]:
+        """The names of the columns for what arrives."""
+        return [ARRIVAL.format(number) for number in range(self.num_permutes)]
 
     def __str__(self) -> str:
         numbered = [f"{i}={op}{code}" for i, (op, code) in enumerate(self.branches, 1)]
@@ -95,9 +105,9 @@ class Program:
             text += f" r{get('read')}" if get("read") != NOWHERE else ""
             text += f" s{get('row')}" if get("row") != NOWHERE else ""
             text += f" w{get('left')}" if get("left") != NOWHERE else ""
-        arrivals = [get(column) for column in ("keep", "first", "second")]
+        arrivals = [get(column) for column in ("keep", *self.arrivals)]
         return text + "".join(f" >{slot}" for slot in arrivals if slot != NOWHERE)
 
     def _meeting(self, tick: int) -> str:
         permutes = self.patterns[self.pattern[tick]]
-        return " | ".join(" ".join(f"{a}-{b}" for a, b in permute) for permute in permutes)
+        return " | ".join(" ".join(f"{a}-{b}" for a, b in permute.links) for permute in permutes)

@@ -1,8 +1,8 @@
-"""The only loop that runs a schedule: one scan over ticks, which knows integers and functions.
+"""The only loop that runs a schedule: one loop over ticks, which knows integers and functions.
 
 A microbatch's way: its input waits in a mail slot; an action reads it, leaves what B will need in
-a row of the stash and puts its result into the payload; the tick's meeting carries the payload over
-the links that the tick uses; what arrives is put into the next mail slot.
+a row of the stash and puts its result into the rank's outbox for its flow, ahead or back; a tick's
+meeting carries outboxes over the links that it uses; what arrives is put into the next mail slot.
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ from jax import lax
 from jaxpipe.executor.packing import Buffers, Packing
 from jaxpipe.executor.program import NOWHERE, Program
 from jaxpipe.mesh import PIPE
+from jaxpipe.schedules.meetings import Permute
 
 Carry = dict[str, Any]
+AHEAD, BACK = "ahead", "back"  # outboxes: activations travel ahead, gradients back
 _T = TypeVar("_T")
 
 
@@ -46,10 +48,12 @@ class Action:
     Attributes:
       run: `(cells, carry) -> the parts of the carry that it changes`.
       writes: the names of the parts that it may change; they are updated in place.
+      sends: the outbox for its result, if any: AHEAD or BACK.
     """
 
     run: Callable[[Cells, Carry], Carry]
     writes: tuple[str, ...]
+    sends: str | None = None
 
 
 def when(trips: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T) -> _T:
@@ -76,14 +80,15 @@ def run_program(
       program: the integers.
       actions: one for each of the program's branches.
       payload: how values are packed to travel.
-      carry: what the actions read and write; `payload` and `mail` are added here.
-      fill: what mail and payload hold at the start. Nothing may ever read it: tests use NaN.
+      carry: what the actions read and write; outboxes and `mail` are added here.
+      fill: what mail and outboxes hold at the start. Nothing may ever read it: tests use NaN.
     """
     # One slot past the end takes what nobody wants.
     carry = carry | dict(
-        payload=payload.empty(None, fill),
+        ahead=payload.empty(None, fill),
+        back=payload.empty(None, fill),
         mail=payload.empty(program.num_mail + 1, fill),
-        arrived=[payload.empty(None, fill) for _ in range(program.latency * _permutes(program))],
+        arrived=[payload.empty(None, fill) for _ in range(program.latency * program.num_permutes)],
     )
 
     columns = _columns(program)
@@ -92,10 +97,10 @@ def run_program(
         cells = Cells(columns, number)
         if not program.latency:
             carry = _work(program, actions, cells, carry)
-            return _deliver(_meet(program, cells, carry), cells, carry)
+            return _deliver(program, _meet(program, cells, carry), cells, carry)
         # What met while the last tick worked goes into the mail before any action reads there: XLA
         # would copy all of the mail to let the two overlap.
-        carry = _deliver(carry["arrived"], cells, carry)
+        carry = _deliver(program, carry["arrived"], cells, carry)
         arrived = _meet(program, cells, carry)
         return _work(program, actions, cells, carry) | dict(arrived=arrived)
 
@@ -109,9 +114,9 @@ def _columns(program: Program) -> dict[str, jax.Array]:
     """
     rank, out = lax.axis_index(PIPE), {}
     for name, column in program.table.items():
-        spare = program.num_mail if name in ("keep", "first", "second") else 0
+        spare = program.num_mail if name in ("keep", *program.arrivals) else 0
         column = np.where(column == NOWHERE, spare, column)
-        if program.latency and name in ("first", "second"):  # one tick after its meeting
+        if program.latency and name in program.arrivals:  # one tick after its meeting
             column = np.concatenate([np.full_like(column[:1], spare), column[:-1]])
         out[name] = jnp.asarray(column.astype(np.uint32))[:, rank]
     for number in range(1, len(program.branches) + 1):
@@ -125,25 +130,34 @@ def _trips(number: int) -> str:
 
 
 def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carry) -> Carry:
-    """This tick's action, if any, and its result to the rank's own mail, if that reads it."""
+    """This tick's action, if any."""
     for number, action in enumerate(actions, 1):
+        here = program.table["branch"] == number
+        keeps = bool((program.table["keep"][here] != NOWHERE).any())
 
         def body(
-            zero: jax.Array, mine: Carry, action: Action = action, all: Carry = carry
+            zero: jax.Array,
+            mine: Carry,
+            action: Action = action,
+            keeps: bool = keeps,
+            all: Carry = carry,
         ) -> Carry:
-            return mine | action.run(Cells(cells.columns, cells.tick + zero), all | mine)
+            now = Cells(cells.columns, cells.tick + zero)
+            new = mine | action.run(now, all | mine)
+            if keeps and action.sends is not None:  # the next stage may be the rank's own
+                new["mail"] = _put(new[action.sends], now["keep"], new["mail"])
+            return new
 
-        mine = {name: carry[name] for name in action.writes}
+        names = (*action.writes, *(("mail",) if keeps else ()))
+        mine = {name: carry[name] for name in names}
         carry = carry | when(cells[_trips(number)], body, mine)
-    if (program.table["keep"] == NOWHERE).all():
-        return carry
-    return carry | dict(mail=_put(carry["payload"], cells["keep"], carry["mail"]))
+    return carry
 
 
-def _deliver(arrivals: Sequence[Buffers], cells: Cells, carry: Carry) -> Carry:
+def _deliver(program: Program, arrivals: Sequence[Buffers], cells: Cells, carry: Carry) -> Carry:
     """What a meeting brought, into its mail slots."""
     mail = carry["mail"]
-    for column, arrived in zip(("first", "second"), arrivals, strict=False):
+    for column, arrived in zip(program.arrivals, arrivals, strict=True):
         mail = _put(arrived, cells[column], mail)
     return carry | dict(mail=mail)
 
@@ -153,25 +167,24 @@ def _put(payload: Buffers, slot: jax.Array, mail: Buffers) -> Buffers:
     return [lax.dynamic_update_index_in_dim(box, x, slot, 0) for box, x in pairs]
 
 
-def _permutes(program: Program) -> int:
-    """Permutes of the busiest meeting: 0 for one rank, at most 2."""
-    return max(map(len, program.patterns), default=0)
-
-
 def _meet(program: Program, cells: Cells, carry: Carry) -> list[Buffers]:
-    """Takes the payload over this tick's links: what arrives, by permute."""
-    if not _permutes(program):
+    """Takes outboxes over this tick's links: what arrives, by permute."""
+    if not program.num_permutes:
         return []
     # The pattern is the same on every rank, so all take the same branch and meet.
-    meetings = [_meeting(permutes, _permutes(program)) for permutes in program.patterns]
-    return lax.switch(cells["pattern"].astype(jnp.int32), meetings, carry["payload"])
+    meetings = [_meeting(permutes, program.num_permutes) for permutes in program.patterns]
+    pattern = cells["pattern"].astype(jnp.int32)
+    return lax.switch(pattern, meetings, carry[AHEAD], carry[BACK])
 
 
 def _meeting(
-    permutes: Sequence[Sequence[tuple[int, int]]], num_permutes: int
-) -> Callable[[Buffers], list[Buffers]]:
-    def meet(sent: Buffers) -> list[Buffers]:
-        arrived = [[lax.ppermute(x, PIPE, permute) for x in sent] for permute in permutes]
-        return arrived + [sent] * (num_permutes - len(permutes))
+    permutes: Sequence[Permute], num_permutes: int
+) -> Callable[[Buffers, Buffers], list[Buffers]]:
+    def meet(ahead: Buffers, back: Buffers) -> list[Buffers]:
+        arrived = [
+            [lax.ppermute(x, PIPE, permute.links) for x in (ahead if permute.forwards else back)]
+            for permute in permutes
+        ]
+        return arrived + [ahead] * (num_permutes - len(permutes))
 
     return meet

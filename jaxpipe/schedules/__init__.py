@@ -1,15 +1,28 @@
 """Pipeline schedules as data: make them, verify them, draw them, simulate them."""
 
 from jaxpipe.schedules import draw as draw
+from jaxpipe.schedules import pictures as pictures
+from jaxpipe.schedules.cost_text import parse_costs as parse_costs
+from jaxpipe.schedules.dualpipe_v import dualpipe_v as dualpipe_v
+from jaxpipe.schedules.files import load as load
+from jaxpipe.schedules.files import save as save
 from jaxpipe.schedules.forward_only import forward_only as forward_only
 from jaxpipe.schedules.gpipe import gpipe as gpipe
+from jaxpipe.schedules.interleaved import interleaved as interleaved
+from jaxpipe.schedules.kept import Kept as Kept
+from jaxpipe.schedules.looped_bfs import looped_bfs as looped_bfs
+from jaxpipe.schedules.meetings import Hop as Hop
+from jaxpipe.schedules.meetings import hops as hops
 from jaxpipe.schedules.names import NAMES as NAMES
 from jaxpipe.schedules.names import by_name as by_name
 from jaxpipe.schedules.one_f_one_b import one_f_one_b as one_f_one_b
 from jaxpipe.schedules.place import loop as loop
 from jaxpipe.schedules.place import place as place
 from jaxpipe.schedules.place import vee as vee
+from jaxpipe.schedules.search import Found as Found
+from jaxpipe.schedules.search import search as search
 from jaxpipe.schedules.simulate import Costs as Costs
+from jaxpipe.schedules.simulate import Lockstep as Lockstep
 from jaxpipe.schedules.simulate import Timeline as Timeline
 from jaxpipe.schedules.simulate import simulate as simulate
 from jaxpipe.schedules.table import Action as Action
@@ -20,4 +33,11 @@ from jaxpipe.schedules.table import dump as dump
 from jaxpipe.schedules.table import needs as needs
 from jaxpipe.schedules.table import parse as parse
 from jaxpipe.schedules.table import parse_action as parse_action
+from jaxpipe.schedules.v_shaped import one_f_one_b_v as one_f_one_b_v
+from jaxpipe.schedules.v_shaped import v_half as v_half
+from jaxpipe.schedules.v_shaped import v_min as v_min
+from jaxpipe.schedules.v_shaped import zb_v as zb_v
 from jaxpipe.schedules.verify import verify as verify
+from jaxpipe.schedules.zero_bubble import interleaved_zb as interleaved_zb
+from jaxpipe.schedules.zero_bubble import zb_h1 as zb_h1
+from jaxpipe.schedules.zero_bubble import zb_h2 as zb_h2

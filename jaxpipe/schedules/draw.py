@@ -1,23 +1,31 @@
 """Schedules as text: a row for each rank, a cell for each tick, a dot for a bubble."""
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.schedules.simulate import Costs, simulate
-from jaxpipe.schedules.table import Op, Schedule
+from jaxpipe.schedules.cost_text import describe_costs
+from jaxpipe.schedules.simulate import Costs, Lockstep, Timeline, simulate
+from jaxpipe.schedules.table import Schedule
 
 # A drawing with a mark shows this many ticks on each side of it, so that it fits on a screen.
 _AROUND = 8
 
 
-def text(schedule: Schedule, mark: tuple[int, int] | None = None) -> str:
+def text(
+    schedule: Schedule,
+    mark: tuple[int, int] | None = None,
+    costs: Costs | None = None,
+    lockstep: Lockstep | None = None,
+) -> str:
     """Draws a schedule, be it right or wrong.
 
-    Above: its counts, and the share of time that ranks are idle at the default costs, where a
-    backward takes as long as two forwards. At the end of a row: the most microbatches that the
-    rank holds. Where every rank has the one stage of its own number, cells leave it out.
+    Above: its counts, and the share of time that ranks are idle. At the end of a row: the most
+    microbatches that the rank holds. Where every rank has the one stage of its own number, cells
+    leave it out.
 
     Args:
       schedule: what to draw.
       mark: a cell, (rank, tick), to point at. Then only the ticks around it are drawn.
+      costs: what each op takes; without them a backward takes as long as two forwards.
+      lockstep: the loop that runs the schedule; without it ranks are free.
 
     >>> from jaxpipe.schedules.gpipe import gpipe
     >>> print(text(gpipe(2, 2)))
@@ -29,10 +37,12 @@ def text(schedule: Schedule, mark: tuple[int, int] | None = None) -> str:
     rank 0 | 0F0 0F1 .   .   0B0 0B1 |
     rank 1 | .   1F0>1F1<1B0 1B1 .   | <-- here
     """
-    header, notes = _describe(schedule), [""] * schedule.num_ranks
+    header, notes = describe(schedule), [""] * schedule.num_ranks
     first, last = 0, schedule.num_ticks - 1
     if mark is None:
-        header, notes = _summarise(schedule, header)
+        timeline = _run(schedule, costs, lockstep)
+        header += f"; {_bubble(timeline, costs, lockstep)}"
+        notes = [f"held {held}" if held else "" for held in timeline.held] if timeline else notes
     else:
         notes[mark[0]] = "<-- here"
         first, last = max(first, mark[1] - _AROUND), min(last, mark[1] + _AROUND)
@@ -51,7 +61,7 @@ def text(schedule: Schedule, mark: tuple[int, int] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _describe(schedule: Schedule) -> str:
+def describe(schedule: Schedule) -> str:
     """The schedule's name and counts."""
     counts = [
         _count(schedule.num_ranks, "rank"),
@@ -64,23 +74,42 @@ def _describe(schedule: Schedule) -> str:
     return f"{schedule.name}: {', '.join(counts)}"
 
 
+def summarise(
+    schedule: Schedule, costs: Costs | None = None, lockstep: Lockstep | None = None
+) -> str:
+    """What a run of the schedule shows: makespan and bubble.
+
+    >>> from jaxpipe.schedules.gpipe import gpipe
+    >>> summarise(gpipe(2, 2))
+    'makespan 9; bubble 33.3% at costs F=1 B=2'
+    """
+    timeline = _run(schedule, costs, lockstep)
+    bubble = _bubble(timeline, costs, lockstep)
+    return f"makespan {timeline.makespan:g}; {bubble}" if timeline else bubble
+
+
 def _count(number: int, noun: str) -> str:
     """One rank, two ranks, two microbatches."""
     plural = "es" if noun.endswith("ch") else "s"
     return f"{number} {noun}{plural if number != 1 else ''}"
 
 
-def _summarise(schedule: Schedule, header: str) -> tuple[str, list[str]]:
-    """Adds to the header and to each rank what a run of the schedule shows."""
-    costs = Costs()
+def _run(schedule: Schedule, costs: Costs | None, lockstep: Lockstep | None) -> Timeline | None:
+    """A run on paper, or `None` if the schedule does not run."""
     try:
-        timeline = simulate(schedule, costs)
+        return simulate(schedule, costs, lockstep)
     except ScheduleError:
-        return f"{header}; does not run: see verify()", [""] * schedule.num_ranks
+        return None
+
+
+def _bubble(timeline: Timeline | None, costs: Costs | None, lockstep: Lockstep | None) -> str:
+    """The share of time that ranks are idle, and at what costs."""
+    if timeline is None:
+        return "does not run: see verify()"
     used = {action.op for action in timeline.starts}
-    prices = " ".join(f"{op}={getattr(costs, op):g}" for op in Op if op in used)
-    notes = [f"held {held}" if held else "" for held in timeline.held]
-    return f"{header}; bubble {timeline.bubble_fraction:.1%} at costs {prices}", notes
+    prices = describe_costs(costs or Costs(), used)
+    where = f" in lockstep ({lockstep.barrier})" if lockstep else ""
+    return f"bubble {timeline.bubble_fraction:.1%} at costs {prices}{where}"
 
 
 def _cells(schedule: Schedule, with_stage: bool) -> list[list[str]]:

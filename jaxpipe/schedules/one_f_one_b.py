@@ -2,6 +2,7 @@
 
 from jaxpipe.schedules.place import loop, place
 from jaxpipe.schedules.table import Action, Op, Schedule
+from jaxpipe.schedules.turns import alternate
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int, *, latency: int = 0) -> Schedule:
@@ -32,9 +33,6 @@ def one_f_one_b(num_ranks: int, num_microbatches: int, *, latency: int = 0) -> S
     for rank in range(num_ranks):
         forwards = [Action(rank, Op.F, m) for m in range(num_microbatches)]
         backwards = [Action(rank, Op.B, m) for m in range(num_microbatches)]
-        warmup = min((1 + latency) * (num_ranks - 1 - rank), num_microbatches)
-        pairs = zip(forwards[warmup:], backwards, strict=False)
-        steady = [action for pair in pairs for action in pair]
-        order.append(forwards[:warmup] + steady + backwards[num_microbatches - warmup :])
+        order.append(alternate(forwards, backwards, (1 + latency) * (num_ranks - 1 - rank)))
     name = "1f1b-eager" if latency else "1f1b"
     return place(order, loop(num_ranks), num_microbatches, name=name, latency=latency)

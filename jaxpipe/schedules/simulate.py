@@ -1,16 +1,19 @@
 """How long a schedule takes, and what it holds, when its actions have costs.
 
-A rank starts its next action once it is free and all that the action needs has arrived: ticks give
-the order, costs give the time. Ranks do not wait for each other in any other way.
+Two machines run it on paper. Free ranks: a rank starts its next action once it is free and all that
+the action needs has arrived; ticks give the order, costs give the time, and ranks do not wait for
+each other in any other way. The formulas in papers mean this one. A loop: every rank goes from tick
+to tick, and those that meet at a tick wait for each other there, as one SPMD program does.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.schedules.place import earliest
+from jaxpipe.schedules.meetings import hops
+from jaxpipe.schedules.place import check_shape, earliest
 from jaxpipe.schedules.table import Action, Op, Schedule
 
 Cost: TypeAlias = float | Sequence[float]
@@ -29,7 +32,10 @@ class Costs:
       B: a full backward.
       I: the input gradient alone.
       W: the weight gradient alone.
-      hop: what a value takes from one rank to another; the ranks go on meanwhile.
+      hop: what a value takes from one rank to another. Free ranks go on meanwhile; in a loop it
+        is what a meeting takes.
+      optimizer: what the update takes for a stage; a rank pays for its stages once, at the end.
+      tick: what each tick of a loop takes besides its action, bubbles too. Free ranks have none.
     """
 
     F: Cost = 1.0
@@ -37,11 +43,39 @@ class Costs:
     I: Cost = 1.0
     W: Cost = 1.0
     hop: float = 0.0
+    optimizer: Cost = 0.0
+    tick: float = 0.0
 
     def of(self, action: Action) -> float:
         """What an action takes."""
-        cost = getattr(self, action.op)
-        return float(cost if isinstance(cost, Real) else cost[action.stage])
+        return at_stage(getattr(self, action.op), action.stage)
+
+    def updates(self, placement: Sequence[int], num_ranks: int) -> list[float]:
+        """What the optimizer takes, rank by rank."""
+        each = [(rank, at_stage(self.optimizer, stage)) for stage, rank in enumerate(placement)]
+        return [sum(cost for at, cost in each if at == rank) for rank in range(num_ranks)]
+
+
+def at_stage(cost: Cost, stage: int) -> float:
+    """The one cost of all stages, or the stage's own."""
+    return float(cost if isinstance(cost, Real) else cost[stage])  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Lockstep:
+    """One program that all ranks run tick by tick; they wait for each other where they meet.
+
+    There is a core for every rank: what it costs to share cores is not in it.
+
+    Attributes:
+      barrier: who waits at a meeting. "links": two ranks that a link used there joins wait for each
+        other, and the others go on. "all": all ranks wait for all, as XLA does on CPU.
+      overlap: whether a meeting runs beside the work of the tick at whose end its values land. A
+        schedule needs latency for that; without latency, a meeting always follows the work.
+    """
+
+    barrier: Literal["links", "all"] = "links"
+    overlap: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +83,10 @@ class Timeline:
     """A schedule that has run, in the unit of time of its costs.
 
     Attributes:
-      starts: when each action starts; the first at 0.
+      starts: when each action starts.
       ends: when each action ends.
-      makespan: when the last action ends.
-      bubble_fraction: the idle share of num_ranks * makespan.
+      makespan: when the last rank is done, with its optimizer.
+      bubble_fraction: the share of num_ranks * makespan in which no action or optimizer runs.
       held: per rank, the most microbatches at once between F and the end of their backward; a
         rank with several stages counts each of them.
     """
@@ -70,29 +104,44 @@ class Timeline:
         )
 
 
-def simulate(schedule: Schedule, costs: Costs | None = None) -> Timeline:
+def simulate(
+    schedule: Schedule, costs: Costs | None = None, lockstep: Lockstep | None = None
+) -> Timeline:
     """Runs a schedule on paper.
-
-    The latency of a schedule is for the executor; here a hop takes `costs.hop`.
 
     Args:
       schedule: a schedule that passes `verify`.
       costs: what each op takes; without it `Costs()`, a backward of two forwards.
+      lockstep: the loop that runs it. Without it ranks are free, the latency of the schedule does
+        not count, and a hop always takes `costs.hop`.
 
     Raises:
-      ScheduleError: the schedule deadlocks, or the costs do not fit its stages.
+      ScheduleError: the schedule deadlocks, the costs do not fit its stages, or there is no such
+        barrier.
 
     >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
     >>> print(simulate(one_f_one_b(4, 8), Costs(F=1, B=1)))
     makespan 22; bubble 27.3%; held by rank: 4 3 2 1
+
+    In its steady state some rank runs B at every tick, and each tick ends with a meeting: where all
+    ranks wait for all, every tick is as long as a B.
+
+    >>> print(simulate(one_f_one_b(4, 8), Costs(F=1, B=2), Lockstep("all")))
+    makespan 40; bubble 40.0%; held by rank: 4 3 2 1
     """
     costs = costs or Costs()
-    _check(costs, schedule.num_stages)
-    order = [[action for action in row if action] for row in schedule.rows]
-    starts = earliest(order, schedule.placement, duration=costs.of, hop=costs.hop)
-    ends = {action: start + costs.of(action) for action, start in starts.items()}
-    makespan = max(ends.values(), default=0)
-    work = sum(costs.of(action) for action in starts)
+    check_costs(costs, schedule.num_stages)
+    if lockstep is None:
+        order = [[action for action in row if action] for row in schedule.rows]
+        starts = earliest(order, schedule.placement, duration=costs.of, hop=costs.hop)
+        ends = {action: start + costs.of(action) for action, start in starts.items()}
+        clocks = [max((ends[a] for a in row if a), default=0) for row in schedule.rows]
+    else:
+        starts, clocks = _run(schedule, costs, lockstep)
+        ends = {action: start + costs.of(action) for action, start in starts.items()}
+    updates = costs.updates(schedule.placement, schedule.num_ranks)
+    makespan = max((at + update for at, update in zip(clocks, updates, strict=True)), default=0)
+    work = sum(costs.of(action) for action in starts) + sum(updates)
     capacity = schedule.num_ranks * makespan
     return Timeline(
         starts=starts,
@@ -101,6 +150,60 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Timeline:
         bubble_fraction=max(0.0, 1 - work / capacity) if capacity else 0.0,
         held=held(schedule),
     )
+
+
+def _run(
+    schedule: Schedule, costs: Costs, lockstep: Lockstep
+) -> tuple[dict[Action, float], list[float]]:
+    """When each action starts in a loop, and when each rank leaves it."""
+    check_shape(schedule.placement, schedule.num_ranks, schedule.num_microbatches, schedule.latency)
+    meetings = _partners(schedule, lockstep)
+    clocks = [0.0] * schedule.num_ranks
+    starts: dict[Action, float] = {}
+    for tick in range(schedule.num_ticks):
+        partners = meetings.get(tick, {})
+        # With latency, what meets was made before this tick, whose work need not be waited for.
+        met = _meet(clocks, partners, costs.hop) if schedule.latency else clocks
+        begun = clocks if lockstep.overlap else met
+        clocks = [at + costs.tick for at in begun]
+        for rank, row in enumerate(schedule.rows):
+            action = row[tick] if tick < len(row) else None
+            if action is not None:
+                starts[action] = clocks[rank]
+                clocks[rank] += costs.of(action)
+        if schedule.latency:
+            clocks = [max(pair) for pair in zip(clocks, met, strict=True)]
+        else:
+            clocks = _meet(clocks, partners, costs.hop)
+    return starts, clocks
+
+
+def _meet(
+    clocks: Sequence[float], partners: Mapping[int, Collection[int]], hop: float
+) -> list[float]:
+    """When each rank leaves a meeting; those that take part in none go on as they are."""
+    return [
+        max(clocks[other] for other in partners[rank]) + hop if rank in partners else at
+        for rank, at in enumerate(clocks)
+    ]
+
+
+def _partners(schedule: Schedule, lockstep: Lockstep) -> dict[int, dict[int, set[int]]]:
+    """For each tick with a meeting, {rank: whom it waits for, itself among them}."""
+    if lockstep.barrier not in ("links", "all"):
+        raise ScheduleError(f"got barrier={lockstep.barrier!r}; expected 'links' or 'all'.")
+    everyone = set(range(schedule.num_ranks))
+    meetings: dict[int, dict[int, set[int]]] = {}
+    for hop in hops(schedule):
+        if not hop.crosses:
+            continue
+        at = meetings.setdefault(hop.landed, {})
+        if lockstep.barrier == "all":
+            at |= dict.fromkeys(everyone, everyone)
+            continue
+        for rank in (hop.source, hop.target):
+            at.setdefault(rank, set()).update((hop.source, hop.target))
+    return meetings
 
 
 def held(schedule: Schedule) -> tuple[int, ...]:
@@ -124,7 +227,7 @@ def _peak(ops: Sequence[Op]) -> int:
     return most
 
 
-def _check(costs: Costs, num_stages: int) -> None:
+def check_costs(costs: Costs, num_stages: int) -> None:
     """Costs are not negative, and there is one for every stage."""
     for field in dataclasses.fields(costs):
         cost = getattr(costs, field.name)

@@ -16,6 +16,7 @@ from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import FUSED, IDLE, NOWHERE, B, F, I, Program, W
 from jaxpipe.schedules import Action, Op, Schedule, forward_only, loop, place, simulate, vee
+from jaxpipe.schedules.meetings import Permute
 from jaxpipe.schedules.table import needs, parse_action
 
 Value = tuple[str, int, int]  # "y" or "dy" of (stage, microbatch)
@@ -31,14 +32,15 @@ class Replay:
         self.mail: list[dict[int, Value]] = [{} for _ in ranks]
         self.stash: list[dict[int, Any]] = [{} for _ in ranks]
         self.left: list[dict[int, Any]] = [{} for _ in ranks]
-        self.payload: list[Value | None] = [None for _ in ranks]
+        self.ahead: list[Value | None] = [None for _ in ranks]
+        self.back: list[Value | None] = [None for _ in ranks]
         self.done: list[Action] = []
         self.most_held = [0 for _ in ranks]
         for tick in range(program.num_ticks):
-            sent_before = list(self.payload)
+            before = list(self.ahead), list(self.back)
             for rank in ranks:
                 self.act(tick, rank)
-            self.deliver(tick, sent_before if program.latency else self.payload)
+            self.deliver(tick, *(before if program.latency else (self.ahead, self.back)))
 
     def cell(self, column: str, tick: int, rank: int) -> int:
         return int(self.program.table[column][tick, rank])
@@ -57,13 +59,17 @@ class Replay:
         elif op != W and not is_last:
             assert arrived == ("dy", stage + 1, m)
         if op == F:
-            self.payload[rank] = ("y", stage, m)
+            self.put(rank, get("keep"), ("y", stage, m))
+            if not is_last:
+                self.ahead[rank] = ("y", stage, m)
             if self.trains:
                 assert 0 <= row < self.program.num_rows and row not in self.stash[rank]
                 self.stash[rank][row] = (stage, m)
                 self.most_held[rank] = max(self.most_held[rank], len(self.stash[rank]))
         elif op != W:
-            self.payload[rank] = ("dy", stage, m)
+            self.put(rank, get("keep"), ("dy", stage, m))
+            if stage:
+                self.back[rank] = ("dy", stage, m)
         if op == I:
             assert self.stash[rank][row] == (stage, m) and 0 <= get("left") < self.program.num_left
             assert self.left[rank].setdefault(get("left"), (stage, m)) == (stage, m)
@@ -78,22 +84,22 @@ class Replay:
     def trains(self) -> bool:
         return any(op != F for op, _ in self.program.branches)
 
-    def deliver(self, tick: int, sent: Sequence[Value | None]) -> None:
-        permutes = self.program.patterns[self.program.pattern[tick]]
-        for rank in range(self.program.num_ranks):
-            self.put(rank, self.cell("keep", tick, rank), self.payload[rank])
+    def deliver(
+        self, tick: int, ahead: Sequence[Value | None], back: Sequence[Value | None]
+    ) -> None:
         arrivals: list[dict[int, Value | None]] = []
-        for permute in permutes:
-            sources, targets = zip(*permute, strict=True)
+        for permute in self.program.patterns[self.program.pattern[tick]]:
+            sources, targets = zip(*permute.links, strict=True)
             assert len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
-            arrivals.append({b: sent[a] for a, b in permute})
-        for column, arrived in zip(("first", "second"), arrivals, strict=False):
+            sent = ahead if permute.forwards else back
+            arrivals.append({b: sent[a] for a, b in permute.links})
+        for column, arrived in zip(self.program.arrivals, arrivals, strict=False):
             for rank in range(self.program.num_ranks):
                 slot = self.cell(column, tick, rank)
                 # Who is on a link has a use for what comes; nobody waits for what does not.
                 assert (slot != NOWHERE) == (rank in arrived)
                 self.put(rank, slot, arrived.get(rank))
-        for column in ("first", "second")[len(arrivals) :]:
+        for column in self.program.arrivals[len(arrivals) :]:
             assert (self.program.table[column][tick] == NOWHERE).all()
 
     def put(self, rank: int, slot: int, value: Value | None) -> None:
@@ -196,8 +202,9 @@ def test_alike_stages_share_branches():
 def test_only_links_that_a_tick_uses_are_in_its_meeting():
     program = replay(jp.schedules.one_f_one_b(2, 3)).program
     links = [program.patterns[p] for p in program.pattern]
-    forth, back, both, none = (((0, 1),),), (((1, 0),),), (((0, 1), (1, 0)),), ()
-    assert links == [forth, forth, back, none, both, none, back, none]
+    forth, back = Permute(True, ((0, 1),)), Permute(False, ((1, 0),))
+    # The second activation waits in its outbox until the first gradient is there.
+    assert links == [(forth,), (), (back, forth)[::-1], (), (forth, back), (), (back,), ()]
 
 
 def test_a_program_can_be_read():

@@ -7,6 +7,8 @@ import pytest
 
 from jaxpipe.schedules import (
     Action,
+    Costs,
+    Lockstep,
     Op,
     by_name,
     draw,
@@ -14,6 +16,7 @@ from jaxpipe.schedules import (
     gpipe,
     one_f_one_b,
     parse,
+    simulate,
     vee,
 )
 
@@ -52,6 +55,17 @@ rank 0: 0F0 0I0 0W0
         "split: 1 rank, 1 stage, 1 microbatch, 3 ticks; bubble 0.0% at costs F=1 I=1 W=1",
         "rank 0 | F0 I0 W0 | held 1",
     ]
+
+
+def test_other_costs_and_a_loop():
+    costs = Costs(F=[1, 2], B=3, hop=0.5)
+    timeline = simulate(gpipe(2, 3), costs)
+    header, *rows = draw.text(gpipe(2, 3), costs=costs).splitlines()
+    expected = f"8 ticks; bubble {timeline.bubble_fraction:.1%} at costs F=1:2 B=3 hop=0.5"
+    assert header == f"gpipe: 2 ranks, 2 stages, 3 microbatches, {expected}"
+    assert rows == str(gpipe(2, 3)).splitlines()[1:]
+    locked = draw.text(gpipe(2, 3), costs=costs, lockstep=Lockstep("all")).splitlines()[0]
+    assert locked.endswith("F=1:2 B=3 hop=0.5 in lockstep (all)")
 
 
 def test_columns_stay_in_line():

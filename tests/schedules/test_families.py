@@ -1,22 +1,30 @@
-"""The schedules: published makespans and memory for all sizes."""
+"""All schedules at all sizes, their names and their drawings; formulas of those without chunks."""
+
+import pathlib
 
 import pytest
 
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules import (
     NAMES,
+    Action,
     Costs,
     Op,
     by_name,
     forward_only,
     gpipe,
+    interleaved,
     loop,
     one_f_one_b,
     simulate,
     vee,
     verify,
 )
+from jaxpipe.schedules.fill import fill
 
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+CHUNKED = ["interleaved", "looped-bfs", "interleaved-zb"]
+ON_A_V = ["zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v"]
 MICROBATCHES = range(1, 18)
 all_ranks = pytest.mark.parametrize("num_ranks", range(1, 9))
 
@@ -112,13 +120,92 @@ def test_forward_only_runs_stages_in_a_row_on_one_rank():
     assert schedule.num_ticks == 8  # 2 for the first microbatch to pass rank 0, then 6 on rank 1
 
 
+def chunks(name: str, most: int) -> range:
+    """The numbers of stages on a rank that a family can have, up to one."""
+    return range(1, most + 1) if name in CHUNKED else range(2, 3) if name in ON_A_V else range(1, 2)
+
+
+def check(name: str, num_ranks: int, num_microbatches: int, num_chunks: int) -> None:
+    schedule = by_name(name, num_ranks, num_microbatches, num_chunks=num_chunks)
+    verify(schedule)
+    timeline = simulate(schedule)
+    assert schedule.num_ranks == num_ranks
+    assert schedule.num_stages == num_ranks * num_chunks
+    assert schedule.num_microbatches == num_microbatches
+    assert {action.stage for action in schedule.ticks()} == set(range(num_ranks * num_chunks))
+    assert timeline.makespan >= 3 * num_chunks * num_microbatches
+    assert max(timeline.held) <= num_chunks * num_microbatches
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_ranks_chunks_and_microbatches(name):
+    for num_ranks in range(1, 5):
+        for num_chunks in chunks(name, most=3):
+            for num_microbatches in range(1, 10):
+                check(name, num_ranks, num_microbatches, num_chunks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_larger_numbers(name):
+    for num_ranks in range(1, 10):
+        for num_chunks in chunks(name, most=4):
+            for num_microbatches in (*range(1, 3 * num_ranks + 2), 40):
+                check(name, num_ranks, num_microbatches, num_chunks)
+
+
+@pytest.mark.parametrize("num_ranks, num_microbatches", [(4, 8), (3, 4)])
+@pytest.mark.parametrize("name", [*NAMES][3:])
+def test_golden(name, num_ranks, num_microbatches):
+    drawing = f"{by_name(name, num_ranks, num_microbatches)}\n"
+    golden = GOLDEN / f"{name}_{num_ranks}x{num_microbatches}.txt"
+    assert drawing == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_golden_with_three_chunks(name):
+    drawing = f"{by_name(name, 2, 3, num_chunks=3)}\n"
+    assert drawing == (GOLDEN / f"{name}_2x3_3chunks.txt").read_text(encoding="utf-8")
+
+
 def test_names():
-    assert list(NAMES) == ["gpipe", "1f1b", "1f1b-eager"]
+    plain = ["gpipe", "1f1b", "1f1b-eager"]
+    zero_bubble = ["zb-h1", "zb-h2", "interleaved-zb"]
+    assert list(NAMES) == [*plain, "interleaved", "looped-bfs", *zero_bubble, *ON_A_V]
     for name in NAMES:
         assert by_name(name, 3, 5).name == name
+        assert by_name(name, 3, 5) == NAMES[name](3, 5)
     assert by_name("gpipe", 3, 5) == gpipe(3, 5)
     assert by_name("1f1b", 3, 5) == one_f_one_b(3, 5)
     assert by_name("1f1b-eager", 3, 5) == one_f_one_b(3, 5, latency=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_chunks(name):
+    default = 2 if name in CHUNKED + ON_A_V else 1
+    assert by_name(name, 3, 5).num_chunks == default
+    assert by_name(name, 3, 5, num_chunks=default) == by_name(name, 3, 5)
+    if name in CHUNKED:
+        assert by_name(name, 3, 5, num_chunks=4).num_chunks == 4
+        with pytest.raises(ScheduleError, match="num_chunks=0; expected at least 1"):
+            by_name(name, 3, 5, num_chunks=0)
+    else:
+        for wrong in {0, 1, 2, 3} - {default}:
+            message = f"got num_chunks={wrong}; expected {default}: '{name}' has {default} stage"
+            with pytest.raises(ScheduleError, match=message):
+                by_name(name, 3, 5, num_chunks=wrong)
+
+
+def test_a_group_that_is_too_small():
+    with pytest.raises(ScheduleError, match="group_size=3; expected at least num_ranks=4"):
+        interleaved(4, 8, group_size=3)
+    assert interleaved(4, 3, group_size=3).num_microbatches == 3
+
+
+def test_a_limit_that_is_too_low():
+    turns = [[Action(0, op, m) for op in (Op.F, Op.I) for m in range(2)]]
+    with pytest.raises(ScheduleError, match=r"no rank can go on within limit=0.* hold 0"):
+        fill(turns, (0,), limit=0)
 
 
 def test_an_unknown_name():

@@ -1,0 +1,86 @@
+"""Every schedule through the loop: gradients are the unsplit model's, slots are the simulator's."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from zoo import gentle, largest_error, vectors
+
+import jaxpipe as jp
+from jaxpipe.executor.program import FUSED
+from jaxpipe.schedules import NAMES, by_name, simulate
+from jaxpipe.schedules.simulate import held
+
+CHUNKED = ("interleaved", "looped-bfs", "interleaved-zb")
+FAMILIES = [(name, None) for name in NAMES if name not in CHUNKED]
+FAMILIES += list(itertools.product(CHUNKED, (1, 2, 3)))
+
+
+class Case(NamedTuple):
+    name: str
+    chunks: int | None
+    ranks: int
+    microbatches: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.chunks or 'own'}-{self.ranks}x{self.microbatches}"
+
+
+def every_case() -> list[Case]:
+    product = itertools.product(FAMILIES, range(1, 5), range(1, 10))
+    return [Case(*family, ranks, m) for family, ranks, m in product]
+
+
+def some_cases() -> list[Case]:
+    """Each family on two numbers of ranks; all counts of ranks and microbatches occur."""
+    counts = zip(itertools.cycle((2, 3, 4, 2, 4, 1)), itertools.cycle((5, 3, 8, 1, 6, 9, 2, 7, 4)))
+    return [Case(*family, *next(counts)) for family in FAMILIES for _ in range(2)]
+
+
+@functools.cache
+def unsplit(num_layers: int, microbatches: int) -> Any:
+    """A model of layers that all train, a batch for it, and its gradients."""
+    model, batch = gentle(num_layers), vectors(microbatches)
+    params = model.init(jax.random.key(0), batch)
+    return model, batch, jax.jit(jax.value_and_grad(model.loss))(params, batch)
+
+
+def check(case: Case) -> None:
+    schedule = by_name(case.name, case.ranks, case.microbatches, num_chunks=case.chunks)
+    model, batch, (want_loss, want) = unsplit(schedule.num_stages + 1, case.microbatches)
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=case.ranks), schedule=case.name, num_chunks=case.chunks,
+        num_microbatches=case.microbatches, fill=float("nan"),
+    )  # fmt: skip
+    assert engine.schedule == schedule
+    params = engine.init(jax.random.key(0), batch).params
+    loss, grads = engine.value_and_grad(params, batch)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    assert largest_error(engine.logical(grads), want) < 1e-6
+    program = engine.program(batch)
+    assert program.held == simulate(schedule).held
+    if FUSED in dict(program.branches):  # the last stage keeps nothing
+        last = schedule.num_stages - 1
+        drop = lambda row: tuple(a if a and a.stage != last else None for a in row)
+        schedule = dataclasses.replace(schedule, rows=tuple(map(drop, schedule.rows)))
+    assert program.num_rows == max(held(schedule))
+
+
+@pytest.mark.parametrize("case", some_cases(), ids=str)
+def test_gradients_of_each_family(case: Case):
+    check(case)
+
+
+def test_some_cases_show_every_count():
+    assert {case.ranks for case in some_cases()} == {1, 2, 3, 4}
+    assert {case.microbatches for case in some_cases()} == set(range(1, 10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", every_case(), ids=str)
+def test_gradients_of_every_schedule_on_any_number_of_ranks_and_microbatches(case: Case):
+    check(case)
