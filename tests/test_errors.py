@@ -148,7 +148,7 @@ MISTAKES = dict(
     ),
     a_backward_that_cannot_be_split=Mistake(
         errors.LayerError,
-        "branches: its backward .* in one `cond`, which cannot be cut into I and W.*Use a schedule with full",
+        "branches: its backward .* in one `cond`, which cannot be cut into I and W",
         lambda: gradients(of(DENSE, BRANCHES), schedule="zb-h1"),
     ),
     chunks_that_a_schedule_cannot_have=Mistake(
