@@ -11,7 +11,7 @@ from jaxpipe.executor.program import Program
 from jaxpipe.machine import Machine, resolve
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
-from jaxpipe.schedules import Schedule
+from jaxpipe.schedules import Schedule, Timeline
 from jaxpipe.stages import Remat
 from jaxpipe.state import TrainState
 from jaxpipe.storage import Placed
@@ -39,6 +39,8 @@ class Engine(NamedTuple):
       partition: `batch -> Partition`, which can be printed.
       program: `batch -> Program`, which can be printed.
       compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis.
+      timeline: `(state, batch) -> (state, metrics, Timeline)`: a train step, and when each rank's
+        actions began and ended, in seconds. The first step of a process is slower than others.
       schedule: the training schedule, which can be printed.
     """
 
@@ -53,6 +55,7 @@ class Engine(NamedTuple):
     partition: Callable[[Batch], Partition]
     program: Callable[[Batch], Program]
     compiled: Callable[[TrainState, Batch], Any]
+    timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
     schedule: Schedule
 
 
@@ -105,5 +108,6 @@ def initialize(
         partition=machine.partition,
         program=machine.program,
         compiled=machine.compiled,
+        timeline=machine.timeline,
         schedule=machine.schedule,
     )

@@ -20,7 +20,7 @@ from jaxpipe.mesh import DATA, PIPE, axis_size, check_mesh
 from jaxpipe.model import Logical, Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition, partition
-from jaxpipe.schedules import Schedule, by_name, forward_only, verify
+from jaxpipe.schedules import Schedule, Timeline, by_name, forward_only, verify
 from jaxpipe.spec import is_traced
 from jaxpipe.spread import Held
 from jaxpipe.stages import Remat, build_stages, check_remat
@@ -28,6 +28,7 @@ from jaxpipe.state import TrainState
 from jaxpipe.step import Step
 from jaxpipe.storage import Layout, Placed, abstract_placed, logical, place, specs
 from jaxpipe.storage.parameters import parameter_layout
+from jaxpipe.timeline import measure
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -224,6 +225,17 @@ class Machine:
     def compiled(self, state: TrainState, batch: Batch) -> Any:  # noqa: D102
         batch = self._put(batch)
         return self._train(batch).lower(state, batch).compile()
+
+    def timeline(  # noqa: D102
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Any, Timeline]:
+        batch = self._put(batch)
+        compiled = self.compiled(state, batch)
+        (state, metrics), found = measure(
+            lambda: compiled(state, batch), compiled.as_text(), self.program(batch), self.schedule,
+            self._mesh,
+        )  # fmt: skip
+        return state, metrics, found
 
     def _train(self, batch: Batch) -> Any:
         optimizer = self._settled(batch).optimizer

@@ -27,7 +27,7 @@ executor
 stages fresh spread
 step
 optimizer
-state
+state timeline
 machine
 engine
 models checkpoint data metrics

@@ -21,6 +21,7 @@ from jaxpipe.schedules.meetings import Permute
 
 Carry = dict[str, Any]
 AHEAD, BACK = "ahead", "back"  # outboxes: activations travel ahead, gradients back
+BRANCH_SCOPE = "branch{}"  # names a branch's loop in the compiled program
 _T = TypeVar("_T")
 
 
@@ -150,7 +151,8 @@ def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carr
 
         names = (*action.writes, *(("mail",) if keeps else ()))
         mine = {name: carry[name] for name in names}
-        carry = carry | when(cells[_trips(number)], body, mine)
+        with jax.named_scope(BRANCH_SCOPE.format(number)):
+            carry = carry | when(cells[_trips(number)], body, mine)
     return carry
 
 

@@ -1,0 +1,131 @@
+"""When each rank's actions really began and ended, read from a profile of one step.
+
+Each branch of a program is a loop of its own in the compiled step, named after the branch, and runs
+once a tick on every rank, if only to find that it has nothing to do. So its n-th event in the
+profile of a device is tick n of the device's rank.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData
+from jax.sharding import Mesh
+
+from jaxpipe.errors import JaxpipeError
+from jaxpipe.executor.program import FUSED, IDLE, Program
+from jaxpipe.executor.run import BRANCH_SCOPE
+from jaxpipe.mesh import PIPE
+from jaxpipe.schedules import Action, Op, Schedule, Timeline
+
+Span = tuple[float, float]  # from, to, in seconds
+# XLA puts a loop that has little to do into a function of its own: then the call is what is seen.
+_NAME = re.compile(
+    r"%?([\w.\-]+) = .* (?:while|call)\(.*op_name=\"[^\"]*/"
+    + BRANCH_SCOPE.format(r"(\d+)")
+    + '/while"'
+)
+
+
+def measure(
+    run: Callable[[], Any], text: str, program: Program, schedule: Schedule, mesh: Mesh
+) -> tuple[Any, Timeline]:
+    """Runs a step under the profiler: what it gave, and its timeline in seconds.
+
+    On meshes with a `data` axis it is the first pipeline's. Where F and B of the last stage run as
+    one action, all of its time is B's.
+
+    Args:
+      run: runs the compiled step once.
+      text: the optimised program, `compiled.as_text()`.
+      program: what the step runs.
+      schedule: what the program was lowered from.
+      mesh: where it runs.
+
+    Raises:
+      JaxpipeError: the profile does not show the branches, as on platforms whose profiler does not
+        record single operations.
+    """
+    branches = {found[1]: int(found[2]) for found in map(_NAME.search, text.splitlines()) if found}
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            result = jax.block_until_ready(run())
+        events = list(_events(folder, branches))
+    spans = _by_tick(events, branches, program.num_ticks, _ranks(mesh))
+    return result, _timeline(spans, program, schedule)
+
+
+def _ranks(mesh: Mesh) -> dict[int, int]:
+    """The rank of each local device of the first pipeline, by the device's number."""
+    devices = mesh.devices
+    for axis in reversed(range(devices.ndim)):
+        if mesh.axis_names[axis] != PIPE:
+            devices = devices.take(0, axis)
+    here = jax.process_index()
+    return {d.local_hardware_id: r for r, d in enumerate(devices) if d.process_index == here}
+
+
+def _events(folder: str, branches: Mapping[str, int]) -> Iterator[tuple[int, str, Span]]:
+    """(device, operation, span) of every run of a branch, in any order."""
+    for path in Path(folder).rglob("*.xplane.pb"):
+        for plane in ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if event.name in branches:
+                        device = dict(event.stats).get("device_ordinal", 0)
+                        end = event.start_ns + event.duration_ns
+                        yield int(device), event.name, (event.start_ns / 1e9, end / 1e9)
+
+
+def _by_tick(
+    events: Sequence[tuple[int, str, Span]],
+    branches: Mapping[str, int],
+    num_ticks: int,
+    ranks: Mapping[int, int],
+) -> dict[tuple[int, int], list[Span]]:
+    """(rank, branch) -> what happened at each tick."""
+    seen: dict[tuple[int, str], list[Span]] = {}
+    for device, name, span in sorted(events, key=lambda event: event[2]):
+        if device in ranks:
+            seen.setdefault((ranks[device], name), []).append(span)
+    found = {
+        (rank, branches[name]): spans
+        for (rank, name), spans in seen.items()
+        if len(spans) == num_ticks
+    }
+    missing = {(r, b) for r in ranks.values() for b in branches.values()} - found.keys()
+    if missing or not branches:
+        rank, branch = min(missing, default=(0, 0))
+        raise JaxpipeError(
+            f"the profile does not show branch {branch} of rank {rank} once a tick, {num_ticks}"
+            " times. Timelines can be measured where the profiler records each operation, as it"
+            " does on CPU."
+        )
+    return found
+
+
+def _timeline(
+    spans: Mapping[tuple[int, int], Sequence[Span]], program: Program, schedule: Schedule
+) -> Timeline:
+    """The spans of the branches that had something to do, by action; the first starts at 0."""
+    starts: dict[Action, float] = {}
+    ends: dict[Action, float] = {}
+    for rank in {rank for rank, _ in spans}:
+        for tick, action in enumerate(schedule.rows[rank]):
+            branch = int(program.table["branch"][tick, rank])
+            if action is None or branch == IDLE:  # a fused F runs with its B
+                continue
+            starts[action], ends[action] = spans[rank, branch][tick]
+            if program.branches[branch - 1][0] == FUSED:
+                forward = action._replace(op=Op.F)
+                starts[forward] = ends[forward] = starts[action]
+    first = min(starts.values())
+    starts = {action: start - first for action, start in starts.items()}
+    ends = {action: end - first for action, end in ends.items()}
+    makespan = max(ends.values())
+    work = sum(ends[action] - starts[action] for action in starts)
+    idle = max(0.0, 1 - work / (makespan * len({rank for rank, _ in spans})))
+    return Timeline(starts, ends, makespan, idle, program.held)
