@@ -14,6 +14,7 @@ temporaries, the loss.
 import argparse
 import json
 import os
+import statistics
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=4, help="0 for plain JAX")
     parser.add_argument("--schedule", default="1f1b")
+    parser.add_argument("--chunks", type=int, help="stages on each rank")
     parser.add_argument("--microbatches", type=int, default=16)
     parser.add_argument("--partition", default="flops")
     parser.add_argument("--remat", default="none")
@@ -32,6 +34,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("gpt", "stock"), default="gpt")
     parser.add_argument("--text", help="write the optimised program to this file")
     parser.add_argument("--profile", help="write a profile of one step to this folder")
+    parser.add_argument(
+        "--timelines", type=int, default=0, help="steps to measure action by action"
+    )
+    parser.add_argument("--picture", help="draw the last of these and its simulation to this file")
     return parser.parse_args()
 
 
@@ -112,6 +118,34 @@ def plain_step(model: Any, optimizer: Any, num_microbatches: int) -> Any:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+def beside_simulation(schedule: Any, timelines: list[Any], picture: str | None) -> dict[str, Any]:
+    """What each op takes, by stage, and the makespan measured and simulated with that."""
+    from jaxpipe.schedules import Costs, Lockstep, simulate
+    from jaxpipe.schedules.pictures import Chart, svg
+    from jaxpipe.schedules.pictures.bars import bars_of_times
+
+    def median(op: str, stage: int) -> float:
+        taken = [
+            t.ends[a] - t.starts[a] for t in timelines for a in t.starts if a[:2] == (stage, op)
+        ]
+        return statistics.median(taken) if taken else 0.0
+
+    costs: Any = {op: [median(op, s) for s in range(schedule.num_stages)] for op in "FBIW"}
+    simulated = simulate(schedule, Costs(**costs), Lockstep("all"))
+    measured = min(timelines, key=lambda t: t.makespan)
+    if picture:
+        charts = []
+        for what, timeline in (("simulated", simulated), ("measured", measured)):
+            note = f"{1000 * timeline.makespan:.0f} ms, idle {timeline.bubble_fraction:.1%}"
+            bars = bars_of_times(schedule, timeline)
+            shape = schedule.placement, schedule.num_ranks
+            charts.append(Chart(f"{schedule.name}, {what}", note, *shape, bars, "s", 1e6))
+        with open(picture, "w") as file:
+            file.write(svg(charts))
+    makespan = statistics.median(t.makespan for t in timelines)
+    return dict(ops=costs, makespan=makespan, simulated=simulated.makespan)
+
+
 def main() -> None:
     options = arguments()
     flags = f"--xla_force_host_platform_device_count={max(options.ranks, 1)}"
@@ -124,16 +158,22 @@ def main() -> None:
 
     model, batch = build(options)
     optimizer = optax.adamw(3e-4)
+    state: Any
+    watched: Any = None  # there is nothing to watch without a pipeline
+    schedule: Any = None
     if options.ranks:
         remat = int(options.remat) if options.remat.isdigit() else options.remat
         engine = jp.initialize(
             model, mesh=jp.make_mesh(pipe=options.ranks), optimizer=optimizer,
             schedule=options.schedule, num_microbatches=options.microbatches, remat=remat,
+            num_chunks=options.chunks,
         )  # fmt: skip
         state = engine.init(jax.random.key(0), batch)
         start = time.perf_counter()
         compiled = engine.compiled(state, batch)
         advance = lambda state: engine.train_batch(state, batch)
+        watched = lambda state: engine.timeline(state, batch)[::2]
+        schedule = engine.schedule
         loss_of = lambda metrics: metrics["loss"]
     else:
         params = model.init(jax.random.key(0), batch)
@@ -163,6 +203,10 @@ def main() -> None:
                 state, out = advance(state)
                 jax.block_until_ready(out)
     spent = os.times()
+    timelines = []
+    for _ in range(options.timelines):
+        state, timeline = watched(state)
+        timelines.append(timeline)
     cpu = (spent.user - before.user + spent.system - before.system) / (options.steps + 1)
     memory = compiled.memory_analysis()
     result = dict(
@@ -172,6 +216,8 @@ def main() -> None:
         temporaries=memory.temp_size_in_bytes,
         loss=loss,
     )
+    if timelines:
+        result |= beside_simulation(schedule, timelines, options.picture)
     print(json.dumps(result))
 
 
