@@ -5,7 +5,7 @@ tested on the oldest and the newest JAX that the package supports.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core as jex
@@ -96,6 +96,38 @@ def input_specs(closed: ClosedJaxpr) -> list[jax.ShapeDtypeStruct]:
 def scope(eqn: Eqn) -> str:
     """The named scopes that an equation was traced in, such as a layer's name."""
     return str(eqn.source_info.name_stack)
+
+
+class Loop(NamedTuple):
+    """What a `lax.scan` equation runs: inputs are constants, carry, slices; outputs carry, slices.
+
+    Attributes:
+      body: of one iteration, its calls opened.
+      num_consts: how many inputs are constants.
+      num_carry: how many inputs, and how many outputs, are the carry.
+      length: iterations.
+      reverse: whether the last slice comes first.
+      unroll: iterations a trip.
+    """
+
+    body: ClosedJaxpr
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+def loop(eqn: Eqn) -> Loop:
+    """The parts of a `lax.scan` equation: JAX 0.12 keeps a tree of them, older ones counts."""
+    params = eqn.params
+    if "ft_in" in params:
+        consts, carry, _ = params["ft_in"].unpack()
+        counts = len(consts), len(carry)
+    else:
+        counts = params["num_consts"], params["num_carry"]
+    settings = params["length"], params["reverse"], params["unroll"]
+    return Loop(opened(params["jaxpr"]), *counts, *settings)
 
 
 def signature(eqns: Sequence[Eqn], targets: Sequence[Var], inputs: Sequence[Var]) -> Hashable:

@@ -226,16 +226,15 @@ class _Scan:
     """A `lax.scan` cut in two: the first computes the results that are `live`."""
 
     def __init__(self, eqn: Eqn, live: set[int]):
-        self._params = params = eqn.params
-        self._num_consts, self._num_carry = params["num_consts"], params["num_carry"]
-        body = jaxprs.opened(params["jaxpr"])
+        self._loop = loop = jaxprs.loop(eqn)
+        body = loop.body
         self._live, reads = self._closure(body, live)
         self.live_inputs = [i for i, v in enumerate(body.jaxpr.invars) if v in reads]
         self._body = body if self.is_whole else _split_scans(body, self._live)
 
     def _closure(self, body: jaxprs.ClosedJaxpr, live: set[int]) -> tuple[set[int], set[Var]]:
         """The outputs of the body that live ones need over all iterations, and what they read."""
-        carries = body.jaxpr.invars[self._num_consts :][: self._num_carry]
+        carries = body.jaxpr.invars[self._loop.num_consts :][: self._loop.num_carry]
         while True:
             targets = [body.jaxpr.outvars[i] for i in sorted(live)]
             reads = jaxprs.variables(targets)
@@ -250,23 +249,23 @@ class _Scan:
     @property
     def is_whole(self) -> bool:
         """Whether all results are live, so that there is nothing to cut."""
-        return len(self._live) == len(self._params["jaxpr"].jaxpr.outvars)
+        return len(self._live) == len(self._loop.body.jaxpr.outvars)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Both scans; the results in the order of the one scan."""
-        jaxpr, count = self._body.jaxpr, self._num_consts
+        jaxpr, count = self._body.jaxpr, self._loop.num_consts
         live = sorted(self._live)
         dead = [i for i in range(len(jaxpr.outvars)) if i not in self._live]
-        carries = jaxpr.invars[count : count + self._num_carry]
+        carries = jaxpr.invars[count : count + self._loop.num_carry]
         alive = {v for i, v in enumerate(carries) if i in self._live}
         outs = lambda indices: [jaxpr.outvars[i] for i in indices]
         cut = _cut(jaxpr.eqns, outs(live), outs(dead), alive, late=set(carries) - alive)
-        found, crossed = self._loop(cut.first, live, inputs, [], [], cut.crossing)
-        rest, _ = self._loop(cut.second, dead, inputs, cut.crossing, crossed, [])
+        found, crossed = self._scan(cut.first, live, inputs, [], [], cut.crossing)
+        rest, _ = self._scan(cut.second, dead, inputs, cut.crossing, crossed, [])
         both = dict(zip(live, found, strict=True)) | dict(zip(dead, rest, strict=True))
         return [both[i] for i in range(len(jaxpr.outvars))]
 
-    def _loop(
+    def _scan(
         self,
         eqns: Sequence[Eqn],
         outs: Sequence[int],
@@ -279,7 +278,7 @@ class _Scan:
 
         `given` are variables whose values the other scan has stacked in `values`.
         """
-        jaxpr, count, carry = self._body.jaxpr, self._num_consts, self._num_carry
+        jaxpr, count, carry = self._body.jaxpr, self._loop.num_consts, self._loop.num_carry
         mine = [i for i in outs if i < carry]
         ys = [i for i in outs if i >= carry]
         consts, starts = inputs[:count], inputs[count : count + carry]
@@ -298,7 +297,6 @@ class _Scan:
 
         end, (stacked, crossed) = lax.scan(
             body, [starts[i] for i in mine], (list(xs), list(values)),
-            length=self._params["length"], reverse=self._params["reverse"],
-            unroll=self._params["unroll"],
+            length=self._loop.length, reverse=self._loop.reverse, unroll=self._loop.unroll,
         )  # fmt: skip
         return [*end, *stacked], list(crossed)
