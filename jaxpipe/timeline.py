@@ -7,7 +7,8 @@ profile of a device is tick n of the device's rank.
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             result = jax.block_until_ready(run())
-        events = list(_events(folder, branches))
+        events = _events(folder, branches)
     spans = _by_tick(events, branches, program.num_ticks, _ranks(mesh))
     return result, _timeline(spans, program, schedule)
 
@@ -68,16 +69,22 @@ def _ranks(mesh: Mesh) -> dict[int, int]:
     return {d.local_hardware_id: r for r, d in enumerate(devices) if d.process_index == here}
 
 
-def _events(folder: str, branches: Mapping[str, int]) -> Iterator[tuple[int, str, Span]]:
+def _events(folder: str, branches: Mapping[str, int]) -> list[tuple[int, str, Span]]:
     """(device, operation, span) of every run of a branch, in any order."""
-    for path in Path(folder).rglob("*.xplane.pb"):
-        for plane in ProfileData.from_file(str(path)).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    if event.name in branches:
-                        device = dict(event.stats).get("device_ordinal", 0)
-                        end = event.start_ns + event.duration_ns
-                        yield int(device), event.name, (event.start_ns / 1e9, end / 1e9)
+    found = []
+    # On newer Pythons the reader's types warn, at their first use, that they have no module, and
+    # where warnings are errors that would end the process.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for path in Path(folder).rglob("*.xplane.pb"):
+            data = ProfileData.from_file(str(path))
+            events = (e for plane in data.planes for line in plane.lines for e in line.events)
+            for event in events:
+                if event.name in branches:
+                    device = int(dict(event.stats).get("device_ordinal", 0))
+                    end = event.start_ns + event.duration_ns
+                    found.append((device, event.name, (event.start_ns / 1e9, end / 1e9)))
+    return found
 
 
 def _by_tick(
