@@ -1,16 +1,18 @@
 """When each rank's actions really began and ended, read from a profile of one step.
 
-Each branch of a program is a loop of its own in the compiled step, named after the branch, and runs
-once a tick on every rank, if only to find that it has nothing to do. So its n-th event in the
-profile of a device is tick n of the device's rank.
+Each branch of a program is a loop of its own in the compiled step, named after the branch, and is
+entered once a tick on every rank, if only to find that it has nothing to do. So its n-th event in
+the profile of a device is tick n of the device's rank. What the loop runs may go on after its own
+event has ended: an action ends with the last operation of its branch before the next tick's.
 """
 
+import bisect
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.profiler import ProfileData
@@ -23,12 +25,20 @@ from jaxpipe.mesh import PIPE
 from jaxpipe.schedules import Action, Op, Schedule, Timeline
 
 Span = tuple[float, float]  # from, to, in seconds
-# XLA puts a loop that has little to do into a function of its own: then the call is what is seen.
-_NAME = re.compile(
-    r"%?([\w.\-]+) = .* (?:while|call)\(.*op_name=\"[^\"]*/"
+# The path of an operation: through which branch, and whether it is the branch's loop itself. XLA
+# puts a loop that has little to do into a function of its own: then the call is what is seen.
+_PATH = re.compile(
+    r"%?([\w.\-]+) = .* ([\w\-]+)\(.*op_name=\"[^\"]*/"
     + BRANCH_SCOPE.format(r"(\d+)")
-    + '/while"'
+    + r"/while(/[^\"]*)?\""
 )
+
+
+class _Operation(NamedTuple):
+    """An operation of the compiled program that belongs to a branch."""
+
+    branch: int
+    is_loop: bool
 
 
 def measure(
@@ -50,12 +60,16 @@ def measure(
       JaxpipeError: the profile does not show the branches, as on platforms whose profiler does not
         record single operations.
     """
-    branches = {found[1]: int(found[2]) for found in map(_NAME.search, text.splitlines()) if found}
+    operations = {
+        found[1]: _Operation(int(found[3]), not found[4] and found[2] in ("while", "call"))
+        for found in map(_PATH.search, text.splitlines())
+        if found
+    }
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             result = jax.block_until_ready(run())
-        events = _events(folder, branches)
-    spans = _by_tick(events, branches, program.num_ticks, _ranks(mesh))
+        events = _events(folder, operations)
+    spans = _by_tick(events, operations, program.num_ticks, _ranks(mesh))
     return result, _timeline(spans, program, schedule)
 
 
@@ -69,8 +83,8 @@ def _ranks(mesh: Mesh) -> dict[int, int]:
     return {d.local_hardware_id: r for r, d in enumerate(devices) if d.process_index == here}
 
 
-def _events(folder: str, branches: Mapping[str, int]) -> list[tuple[int, str, Span]]:
-    """(device, operation, span) of every run of a branch, in any order."""
+def _events(folder: str, operations: Collection[str]) -> list[tuple[int, str, Span]]:
+    """(device, operation, span) of every run of an operation, by time."""
     found = []
     # On newer Pythons the reader's types warn, at their first use, that they have no module, and
     # where warnings are errors that would end the process.
@@ -80,38 +94,50 @@ def _events(folder: str, branches: Mapping[str, int]) -> list[tuple[int, str, Sp
             data = ProfileData.from_file(str(path))
             events = (e for plane in data.planes for line in plane.lines for e in line.events)
             for event in events:
-                if event.name in branches:
+                if event.name in operations:
                     device = int(dict(event.stats).get("device_ordinal", 0))
                     end = event.start_ns + event.duration_ns
                     found.append((device, event.name, (event.start_ns / 1e9, end / 1e9)))
-    return found
+    return sorted(found, key=lambda event: event[2])
 
 
 def _by_tick(
     events: Sequence[tuple[int, str, Span]],
-    branches: Mapping[str, int],
+    operations: Mapping[str, _Operation],
     num_ticks: int,
     ranks: Mapping[int, int],
 ) -> dict[tuple[int, int], list[Span]]:
     """(rank, branch) -> what happened at each tick."""
-    seen: dict[tuple[int, str], list[Span]] = {}
-    for device, name, span in sorted(events, key=lambda event: event[2]):
-        if device in ranks:
-            seen.setdefault((ranks[device], name), []).append(span)
+    loops: dict[tuple[int, str], list[Span]] = {}
+    inside: dict[tuple[int, int], list[Span]] = {}
+    for device, name, span in events:
+        if device in ranks and operations[name].is_loop:
+            loops.setdefault((ranks[device], name), []).append(span)
+        elif device in ranks:
+            inside.setdefault((ranks[device], operations[name].branch), []).append(span)
     found = {
-        (rank, branches[name]): spans
-        for (rank, name), spans in seen.items()
+        (rank, operations[name].branch): spans
+        for (rank, name), spans in loops.items()
         if len(spans) == num_ticks
     }
-    missing = {(r, b) for r in ranks.values() for b in branches.values()} - found.keys()
-    if missing or not branches:
-        rank, branch = min(missing, default=(0, 0))
+    branches = {operation.branch for operation in operations.values()}
+    if missing := {(r, b) for r in ranks.values() for b in branches} - found.keys():
+        rank, branch = min(missing)
         raise JaxpipeError(
             f"the profile does not show branch {branch} of rank {rank} once a tick, {num_ticks}"
             " times. Timelines can be measured where the profiler records each operation, as it"
             " does on CPU."
         )
-    return found
+    return {key: _until_the_last(spans, inside.get(key, ())) for key, spans in found.items()}
+
+
+def _until_the_last(loops: Sequence[Span], inside: Iterable[Span]) -> list[Span]:
+    """The loop's spans, each as long as the last operation that began before the next one."""
+    begins, ends = [begin for begin, _ in loops], [end for _, end in loops]
+    for begin, end in inside:
+        tick = max(0, bisect.bisect_right(begins, begin) - 1)
+        ends[tick] = max(ends[tick], end)
+    return list(zip(begins, ends, strict=True))
 
 
 def _timeline(

@@ -1,7 +1,5 @@
 """Measured timelines: every action once, in the order of its needs, on its own rank's time."""
 
-import itertools
-
 import jax
 import optax
 import pytest
@@ -35,9 +33,9 @@ def test_a_measured_step_shows_every_action_in_order(name: str, data: int):
         assert timeline.ends[action] >= start
         for group in needs(action, schedule.num_stages):
             need = next(a for a in group if a in timeline.ends)
-            # A fused F is drawn where its B begins, though its input was there in time.
-            assert timeline.ends[need] <= start + 1e-4 or (fused and need.stage == last)
+            # What an action made may be on its way while it still writes to its stash.
+            assert timeline.starts[need] <= start or (fused and need.stage == last)
     for row in schedule.rows:
-        times = [(timeline.starts[a], timeline.ends[a]) for a in row if a]
-        assert all(end <= start + 1e-4 for (_, end), (start, _) in itertools.pairwise(times))
+        starts = [timeline.starts[action] for action in row if action]
+        assert starts == sorted(starts)
     assert len(bars_of_times(schedule, timeline)) == len(schedule.ticks())
