@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxpipe.config import (
@@ -130,6 +130,7 @@ configs = st.builds(
 
 
 @given(configs)
+@example(Config(data=DataConfig(directory="next\x85line\u2028para\u2029 \n\r\t end\ufeff")))
 def test_writing_and_reading_gives_the_same(config):
     assert parse(to_yaml(config)) == config
 

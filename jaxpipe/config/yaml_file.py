@@ -65,7 +65,20 @@ def to_yaml(config: Config) -> str:
     >>> print(to_yaml(Config()).splitlines()[0])
     model:
     """
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    tree = _plain(dataclasses.asdict(config))
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes what YAML would read as another character, such as the line ends of Unicode."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if text.isprintable() else '"'  # only double quotes know escapes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _component(
