@@ -94,6 +94,11 @@ class StagePlan:
         """Whether the stage ends in the loss."""
         return self.head is not None
 
+    @property
+    def dy(self) -> list[Spec]:
+        """What comes from the next stage: gradients of the floating leaves of y."""
+        return [] if self.is_last else [leaf for leaf in jax.tree.leaves(self.y) if is_float(leaf)]
+
     def evaluate(self, weights: Sequence[jax.Array], x: PyTree, context: Any) -> PyTree:
         """The stage's output without residuals, the head's included."""
         x = context["batch"]["inputs"] if self.is_first else x
@@ -226,8 +231,7 @@ class StageCode:
           LayerError: one operation of a layer computes both, so that there is no cut.
         """
         plan = self.plan
-        dy = [] if plan.is_last else [y for y in jax.tree.leaves(plan.y) if is_float(y)]
-        specs = (list(plan.weights), plan.context, list(self.kept), dy)
+        specs = (list(plan.weights), plan.context, list(self.kept), plan.dy)
 
         def run(weights: Any, context: Any, kept: Any, dy: Any) -> Any:
             found = self.backward(weights, kept, context, dy)

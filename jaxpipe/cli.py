@@ -26,8 +26,8 @@ from jaxpipe.config import Config, Resume, read, validate
 from jaxpipe.errors import ConfigError, JaxpipeError, ScheduleError
 from jaxpipe.schedules import Costs, Lockstep, Op, Schedule, draw, pictures, simulate, verify
 from jaxpipe.schedules.cost_text import describe_costs, parse_costs
+from jaxpipe.schedules.families.names import NAMES, by_name
 from jaxpipe.schedules.files import load, save
-from jaxpipe.schedules.names import NAMES, by_name
 from jaxpipe.simulate_devices import simulate_devices
 
 _WRONG, _USAGE, _DIVERGED, _INTERRUPTED = 1, 2, 3, 130

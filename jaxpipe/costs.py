@@ -1,6 +1,6 @@
 """What each layer costs: parameters, FLOPs, and bytes to the next, from shapes alone."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -27,13 +27,14 @@ def layer_costs(model: PipelineModule, outline: Outline) -> tuple[LayerCost, ...
         key = (layer.kind, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         if key not in known:
             run = lambda p, x, b, layer=layer: model.apply_layer(layer, p, x, b, None, False)
-            known[key] = _flops(jax.jit(run).lower(params, x, outline.batch))
+            known[key] = int(flops(run, params, x, outline.batch))
         count = 0 if layer.is_tied else num_elements(params)
         costs.append(LayerCost(layer.name, layer.type_name, count, known[key], num_bytes(y)))
     return tuple(costs)
 
 
-def _flops(lowered: Any) -> int:
-    analysis = lowered.cost_analysis() or {}
+def flops(fn: Callable[..., Any], *args: PyTree) -> float:
+    """What a function of abstract `args` computes, by XLA's analysis before optimisation."""
+    analysis: Any = jax.jit(fn).lower(*args).cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return int(analysis.get("flops", 0))
+    return float(analysis.get("flops", 0))

@@ -8,13 +8,14 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.executor.program import Program
-from jaxpipe.machine import Machine, resolve
+from jaxpipe.machine import Machine
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline
 from jaxpipe.stages import Remat
 from jaxpipe.state import TrainState
 from jaxpipe.storage import Placed
+from jaxpipe.structure import resolve
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -41,7 +42,7 @@ class Engine(NamedTuple):
       compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis.
       timeline: `(state, batch) -> (state, metrics, Timeline)`: a train step, and when each rank's
         actions began and ended, in seconds. The first step of a process is slower than others.
-      schedule: the training schedule, which can be printed.
+      training_schedule: `() -> Schedule`; read it as `schedule`.
     """
 
     init: Callable[[jax.Array, Batch], TrainState]
@@ -56,7 +57,16 @@ class Engine(NamedTuple):
     program: Callable[[Batch], Program]
     compiled: Callable[[TrainState, Batch], Any]
     timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
-    schedule: Schedule
+    training_schedule: Callable[[], Schedule]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The training schedule, which can be printed.
+
+        Raises:
+          JaxpipeError: it is "auto", and the engine has seen no batch.
+        """
+        return self.training_schedule()
 
 
 def initialize(
@@ -67,6 +77,7 @@ def initialize(
     schedule: str | Schedule = "1f1b",
     num_microbatches: int | None = None,
     num_chunks: int | None = None,
+    memory_limit: float | None = None,
     remat: Remat = "none",
     check_ids: bool = True,
     fill: float | None = None,
@@ -78,11 +89,14 @@ def initialize(
       mesh: from `make_mesh`; must have a `pipe` axis.
       optimizer: from optax; it sees the logical tree `{layer name: leaves}`. Without one there is
         no `train_batch`.
-      schedule: a name from `jaxpipe.schedules.NAMES`, or a table of one's own.
+      schedule: a name from `jaxpipe.schedules.NAMES`, a table of one's own, or "auto": the
+        fastest table that `jaxpipe.schedules.search` finds for the FLOPs of the model's stages.
       num_microbatches: how many microbatches each data rank's part of a batch is cut into; a
         `Schedule` says it itself.
       num_chunks: how many stages each rank owns, for schedules that leave it open (interleaved,
-        looped-bfs, interleaved-zb; 2 by default).
+        looped-bfs, interleaved-zb; 2 by default); for "auto" the most that it may try.
+      memory_limit: for "auto", bytes that a rank may keep between forwards and their backwards;
+        without it, as much as num_ranks microbatches take, which is what 1F1B holds.
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
@@ -94,8 +108,8 @@ def initialize(
       ScheduleError: when the schedule is unknown, wrong, or not for this mesh and model.
       LayerError: when `remat` means nothing.
     """
-    table = resolve(schedule, mesh, num_microbatches, num_chunks)
-    machine = Machine(model, mesh, optimizer, table, remat, check_ids, fill)
+    wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit)
+    machine = Machine(model, mesh, optimizer, wanted, remat, check_ids, fill)
     return Engine(
         init=machine.init,
         train_batch=machine.train_batch,
@@ -109,5 +123,5 @@ def initialize(
         program=machine.program,
         compiled=machine.compiled,
         timeline=machine.timeline,
-        schedule=machine.schedule,
+        training_schedule=machine.schedule,
     )

@@ -53,12 +53,12 @@ def call(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
 
 def needed(eqns: Sequence[Eqn], targets: Collection[Var], given: Collection[Var] = ()) -> list[Eqn]:
     """The equations that `targets` need, in order, when the values of `given` are known."""
-    wanted = {v for v in targets if is_variable(v)} - set(given)
+    wanted = variables(targets) - set(given)
     kept = []
     for eqn in reversed(eqns):
         if any(v in wanted for v in eqn.outvars):
             kept.append(eqn)
-            wanted |= {v for v in eqn.invars if is_variable(v)} - set(given)
+            wanted |= variables(eqn.invars) - set(given)
     return kept[::-1]
 
 
@@ -167,11 +167,11 @@ def restrict(
     jaxpr = closed.jaxpr
     wanted = [jaxpr.outvars[i] for i in outputs]
     eqns = needed(jaxpr.eqns, wanted)
-    variables = [jaxpr.invars[i] for i in inputs]
+    given = [jaxpr.invars[i] for i in inputs]
 
     def run(args: Sequence[Any]) -> list[Any]:
         consts = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        return evaluate(eqns, consts | dict(zip(variables, args, strict=True)), wanted)
+        return evaluate(eqns, consts | dict(zip(given, args, strict=True)), wanted)
 
     return run
 
@@ -187,11 +187,11 @@ def opened(closed: ClosedJaxpr) -> ClosedJaxpr:
             if inner is None:
                 evaluate([eqn], env, [])
             else:
-                inputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in eqn.invars]
+                inputs = evaluate([], env, eqn.invars)
                 with eqn.ctx.manager, jax.named_scope(scope(eqn)):
                     found = run(*inner, inputs)
                 env.update(zip(eqn.outvars, found, strict=True))
-        return [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars]
+        return evaluate([], env, jaxpr.outvars)
 
     if not any(_called(e.primitive.name, e.params) for e in closed.jaxpr.eqns):
         return closed

@@ -10,44 +10,29 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpipe.auto import Auto
 from jaxpipe.batch import check_ids, microbatch_spec
-from jaxpipe.costs import layer_costs
-from jaxpipe.errors import JaxpipeError, OptimizerError, ScheduleError
-from jaxpipe.executor.lower import check_runnable, lower
+from jaxpipe.errors import JaxpipeError, OptimizerError
+from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
 from jaxpipe.fresh import fresh_rows
-from jaxpipe.mesh import DATA, PIPE, axis_size, check_mesh
+from jaxpipe.mesh import DATA, PIPE, axis_size
 from jaxpipe.model import Logical, Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
-from jaxpipe.partition import Partition, partition
-from jaxpipe.schedules import Schedule, Timeline, by_name, forward_only, verify
+from jaxpipe.partition import Partition
+from jaxpipe.schedules import Schedule, Timeline, forward_only
 from jaxpipe.spec import is_traced
 from jaxpipe.spread import Held
 from jaxpipe.stages import Remat, build_stages, check_remat
 from jaxpipe.state import TrainState
 from jaxpipe.step import Step
 from jaxpipe.storage import Layout, Placed, abstract_placed, logical, place, specs
-from jaxpipe.storage.parameters import parameter_layout
+from jaxpipe.structure import Structure, settle
 from jaxpipe.timeline import measure
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
 RANKED, EVERYWHERE = PartitionSpec(PIPE), PartitionSpec()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Structure:
-    """What is settled by the first batch's shapes and stays.
-
-    Attributes:
-      partition: which layers make up which stage.
-      layout: where the parameters live.
-      optimizer: for these, or None.
-    """
-
-    partition: Partition
-    layout: Layout
-    optimizer: PlacedOptimizer | None
 
 
 class Machine:
@@ -58,7 +43,7 @@ class Machine:
         model: PipelineModule,
         mesh: Mesh,
         optimizer: optax.GradientTransformation | None,
-        schedule: Schedule,
+        schedule: Schedule | Auto,
         remat: Remat,
         check_ids: bool,
         fill: float | None,
@@ -66,8 +51,7 @@ class Machine:
         check_remat(remat)
         self._model, self._mesh, self._optimizer = model, mesh, optimizer
         self._num_data = axis_size(mesh, DATA)
-        self.schedule = schedule
-        _check_stages(model, self.schedule, axis_size(mesh, PIPE))
+        self._wanted = schedule
         self._remat, self._check_ids, self._fill = remat, check_ids, fill
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
@@ -77,20 +61,9 @@ class Machine:
 
     def _settled(self, batch: Batch) -> Structure:
         if self._structure is None:
-            outline = self._outline(batch)
-            cut = partition(
-                layer_costs(self._model, outline),
-                self.schedule.num_stages,
-                self._model.partition_method,
+            self._structure = settle(
+                self._model, self._outline(batch), self._wanted, self._optimizer, self._remat
             )
-            rank_of = [
-                self.schedule.placement[cut.stage_of(i)] for i in range(len(self._model.layers))
-            ]
-            layout = parameter_layout(
-                self._model.layers, outline.params, rank_of, self.schedule.num_ranks
-            )
-            made = self._optimizer
-            self._structure = Structure(cut, layout, made and PlacedOptimizer(made, layout))
         return self._structure
 
     def _once(self, what: str, batch: Batch, make: Callable[[], Any]) -> Any:
@@ -102,14 +75,14 @@ class Machine:
         return self._cache[key]
 
     def _outline(self, batch: Batch) -> Outline:
-        count = self.schedule.num_microbatches
+        count = self._wanted.num_microbatches
         make = lambda: self._model.outline(microbatch_spec(batch, count, self._num_data))
         return self._once("outline", batch, make)
 
     def _step(self, batch: Batch, *, train: bool) -> Step:
         def make() -> Step:
             settled, outline = self._settled(batch), self._outline(batch)
-            table = self.schedule
+            table = settled.schedule
             if not train:
                 table = forward_only(
                     table.num_ranks, table.num_microbatches, placement=table.placement
@@ -127,6 +100,19 @@ class Machine:
             )  # fmt: skip
 
         return self._once(f"step {train}", batch, make)
+
+    def schedule(self) -> Schedule:  # noqa: D102
+        if isinstance(self._wanted, Schedule):
+            return self._wanted
+        return self._seen("schedule").schedule
+
+    def _seen(self, what: str) -> Structure:
+        if self._structure is None:
+            raise JaxpipeError(
+                f"the engine has seen no batch, so it does not know its {what} yet. Call"
+                f" engine.partition(batch) or engine.init(key, batch) before engine.{what}."
+            )
+        return self._structure
 
     def partition(self, batch: Batch) -> Partition:  # noqa: D102
         return self._settled(batch).partition
@@ -179,7 +165,7 @@ class Machine:
         def build(data: jax.Array) -> Placed:
             own = jax.random.wrap_key_data(data, impl=impl)
             rows = fresh_rows(
-                self._model, outline, settled.partition, self.schedule.placement, layout, own
+                self._model, outline, settled.partition, settled.schedule.placement, layout, own
             )
             return _join(Held(rows, []), layout)
 
@@ -224,7 +210,8 @@ class Machine:
 
     def compiled(self, state: TrainState, batch: Batch) -> Any:  # noqa: D102
         batch = self._put(batch)
-        return self._train(batch).lower(state, batch).compile()
+        compile = lambda: self._train(batch).lower(state, batch).compile()
+        return self._once("compiled", batch, compile)
 
     def timeline(  # noqa: D102
         self, state: TrainState, batch: Batch
@@ -232,8 +219,8 @@ class Machine:
         batch = self._put(batch)
         compiled = self.compiled(state, batch)
         (state, metrics), found = measure(
-            lambda: compiled(state, batch), compiled.as_text(), self.program(batch), self.schedule,
-            self._mesh,
+            lambda: compiled(state, batch), compiled.as_text(), self.program(batch),
+            self._settled(batch).schedule, self._mesh,
         )  # fmt: skip
         return state, metrics, found
 
@@ -300,58 +287,10 @@ class Machine:
     # Logical trees.
 
     def place(self, tree: Logical) -> Placed:  # noqa: D102
-        if self._structure is None:
-            raise JaxpipeError(
-                "the engine has seen no batch, so it does not know its partition yet. Call"
-                " engine.partition(batch) or engine.init(key, batch) before engine.place."
-            )
-        return place(self._structure.layout, self._mesh, tree)
+        return place(self._seen("placement").layout, self._mesh, tree)
 
     def logical(self, placed: Placed) -> PyTree:  # noqa: D102
         return logical(placed)
-
-
-def resolve(
-    schedule: str | Schedule, mesh: Mesh, num_microbatches: int | None, num_chunks: int | None
-) -> Schedule:
-    """The table that `jaxpipe.initialize` is asked for; its arguments, its errors."""
-    check_mesh(mesh)
-    num_ranks = axis_size(mesh, PIPE)
-    if isinstance(schedule, Schedule):
-        verify(schedule)
-        check_runnable(schedule)
-        if num_microbatches not in (None, schedule.num_microbatches):
-            raise ScheduleError(
-                f"num_microbatches={num_microbatches}, but the schedule {schedule.name!r} is for"
-                f" {schedule.num_microbatches}. Leave num_microbatches out, or make the schedule"
-                " anew."
-            )
-        if num_chunks not in (None, schedule.num_chunks):
-            raise ScheduleError(
-                f"num_chunks={num_chunks}, but the schedule {schedule.name!r} has"
-                f" {schedule.num_chunks}. Leave num_chunks out, or make the schedule anew."
-            )
-        return schedule
-    if num_microbatches is None:
-        raise ScheduleError(
-            f"schedule={schedule!r} needs num_microbatches=...; at least the number of ranks,"
-            f" {num_ranks}, keeps them busy."
-        )
-    return by_name(schedule, num_ranks, num_microbatches, num_chunks=num_chunks)
-
-
-def _check_stages(model: PipelineModule, schedule: Schedule, num_ranks: int) -> None:
-    if schedule.num_ranks != num_ranks:
-        raise ScheduleError(
-            f"the schedule {schedule.name!r} is for {schedule.num_ranks} ranks; the mesh's"
-            f" {PIPE!r} axis has {num_ranks}. Make both equal."
-        )
-    if model.num_stages not in (None, schedule.num_stages):
-        raise ScheduleError(
-            f"the model asks for num_stages={model.num_stages}, but the schedule {schedule.name!r}"
-            f" on {num_ranks} ranks has {schedule.num_stages} stages. Leave num_stages out, or"
-            " choose a mesh or a schedule with as many."
-        )
 
 
 def _held(placed: Placed) -> Held:

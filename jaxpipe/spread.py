@@ -251,8 +251,7 @@ class Spread:
     ) -> _Part:
         jaxpr = self._closed.jaxpr
         eqns = jaxprs.needed(jaxpr.eqns, targets, known.keys())
-        used = {v for eqn in eqns for v in eqn.invars if jaxprs.is_variable(v)}
-        used |= set(filter(jaxprs.is_variable, targets))
+        used = jaxprs.variables([*(v for eqn in eqns for v in eqn.invars), *targets])
         reads = [
             (v, place)
             for v, place in zip(jaxpr.invars, self._in_leaves, strict=True)

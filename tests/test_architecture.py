@@ -25,9 +25,9 @@ slicing
 backward
 executor
 stages fresh spread
-step
+step auto
 optimizer
-state timeline
+state timeline structure
 machine
 engine
 models checkpoint data metrics

@@ -12,10 +12,9 @@ from zoo import MODELS, WIDTH, batch_for, mean_loss, vectors
 
 import jaxpipe as jp
 from jaxpipe.backward import StageCode
-from jaxpipe.costs import layer_costs
+from jaxpipe.costs import flops, layer_costs
 from jaxpipe.models import GPTConfig, convnet, gpt
 from jaxpipe.partition import partition
-from jaxpipe.spec import is_float
 from jaxpipe.stages import Remat, build_stages
 from jaxpipe.storage.parameters import parameter_layout
 
@@ -33,17 +32,10 @@ def codes(
     return [code for code in found if code is not None]
 
 
-def flops(fn: Any, *args: Any) -> float:
-    """XLA's count, of the program as it was traced."""
-    analysis: Any = jax.jit(fn).lower(*args).cost_analysis()
-    return analysis.get("flops", 0.0)
-
-
 def inputs(code: StageCode) -> tuple[Any, ...]:
     """Shapes of weights, what F kept, context and the output's gradient."""
     plan = code.plan
-    dy = [] if plan.is_last else [y for y in jax.tree.leaves(plan.y) if is_float(y)]
-    return list(plan.weights), list(code.kept), plan.context, dy
+    return list(plan.weights), list(code.kept), plan.context, plan.dy
 
 
 def work(code: StageCode) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from jaxpipe.config.schema import Config, PipelineConfig
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
 from jaxpipe.partition import METHODS, LayerCost, partition
-from jaxpipe.schedules.names import NAMES, by_name
+from jaxpipe.schedules.families.names import NAMES, by_name
 
 
 def validate(config: Config) -> Config:

@@ -10,7 +10,6 @@ from jax import lax
 from jaxpipe.backward import Gradients, StageCode, StagePlan
 from jaxpipe.executor.packing import Packing
 from jaxpipe.executor.run import AHEAD, BACK, Action, Carry, Cells
-from jaxpipe.spec import is_float
 from jaxpipe.storage import Home, Rows, accumulate, read
 
 PyTree = Any
@@ -62,17 +61,23 @@ class Surroundings:
         specs, tree = jax.tree.flatten(station.plan.x)
         return jax.tree.unflatten(tree, self.payload.read(carry["mail"], specs, cells["read"]))
 
+    def gradient(self, station: Station, cells: Cells, carry: Carry) -> list[jax.Array]:
+        """The gradients of a stage's output out of the mail; nothing on the last stage."""
+        return self.payload.read(carry["mail"], station.plan.dy, cells["read"])
 
-def _gradient_specs(plan: StagePlan) -> list[Spec]:
-    """What a stage gets from the next one: gradients of the floating leaves of its output."""
-    return [] if plan.is_last else [leaf for leaf in jax.tree.leaves(plan.y) if is_float(leaf)]
+    def recall(
+        self, station: Station, cells: Cells, carry: Carry
+    ) -> tuple[list[jax.Array], list[jax.Array], dict[str, Any]]:
+        """A stage's weights, what its F kept of the microbatch, and the microbatch's context."""
+        kept = self.stash.read(carry["stash"], _code(station).kept, cells["row"])
+        return station.weights(self.rows), kept, self.context(cells)
 
 
 def payload_packing(stations: Sequence[Station], *, backward: bool) -> Packing:
     """Fits every activation between stages and, for training, every gradient of one."""
     plans = [s.plan for s in stations]
     activations = [jax.tree.leaves(plan.y) for plan in plans if not plan.is_last]
-    return Packing.of([*activations, *(map(_gradient_specs, plans) if backward else [])])
+    return Packing.of([*activations, *((plan.dy for plan in plans) if backward else [])])
 
 
 def stash_packing(stations: Sequence[Station]) -> Packing:
@@ -104,13 +109,11 @@ def forward(station: Station, around: Surroundings) -> Action:
 
 def backward(station: Station, around: Surroundings) -> Action:
     """B: reads the output's gradient and its stash row, adds to the accumulators."""
-    code, plan = _code(station), station.plan
-    dy_specs = _gradient_specs(plan)
+    code = _code(station)
 
     def run(cells: Cells, carry: Carry) -> Carry:
-        dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
-        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
-        found = code.backward(station.weights(around.rows), kept, around.context(cells), dy)
+        dy = around.gradient(station, cells, carry)
+        found = code.backward(*around.recall(station, cells, carry), dy)
         return _spend(station, around, carry, found)
 
     return _backward_action(station, run, ("grads",))
@@ -118,14 +121,11 @@ def backward(station: Station, around: Surroundings) -> Action:
 
 def input_backward(station: Station, around: Surroundings) -> Action:
     """I: as B, but leaves what the weight gradients need, for W."""
-    code, plan = _code(station), station.plan
-    dy_specs = _gradient_specs(plan)
+    code = _code(station)
 
     def run(cells: Cells, carry: Carry) -> Carry:
-        dy = around.payload.read(carry["mail"], dy_specs, cells["read"])
-        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
-        weights, context = station.weights(around.rows), around.context(cells)
-        found, left = code.input_backward(weights, kept, context, dy)
+        dy = around.gradient(station, cells, carry)
+        found, left = code.input_backward(*around.recall(station, cells, carry), dy)
         left = around.left.write(carry["left"], left, cells["left"])
         return _spend(station, around, carry, found) | dict(left=left)
 
@@ -137,10 +137,9 @@ def weight_backward(station: Station, around: Surroundings) -> Action:
     code = _code(station)
 
     def run(cells: Cells, carry: Carry) -> Carry:
-        kept = around.stash.read(carry["stash"], code.kept, cells["row"])
         left = around.left.read(carry["left"], code.left, cells["left"])
-        weights, context = station.weights(around.rows), around.context(cells)
-        return _spend(station, around, carry, code.weight_backward(weights, kept, context, left))
+        found = code.weight_backward(*around.recall(station, cells, carry), left)
+        return _spend(station, around, carry, found)
 
     loss_here = station.plan.is_last and not code.sends_dx
     return Action(run, ("grads", *(("loss",) if loss_here else ())))

@@ -115,6 +115,8 @@ def _columns(program: Program) -> dict[str, jax.Array]:
     """
     rank, out = lax.axis_index(PIPE), {}
     for name, column in program.table.items():
+        if name == "branch":
+            continue
         spare = program.num_mail if name in ("keep", *program.arrivals) else 0
         column = np.where(column == NOWHERE, spare, column)
         if program.latency and name in program.arrivals:  # one tick after its meeting

@@ -27,7 +27,7 @@ def text(
       costs: what each op takes; without them a backward takes as long as two forwards.
       lockstep: the loop that runs the schedule; without it ranks are free.
 
-    >>> from jaxpipe.schedules.gpipe import gpipe
+    >>> from jaxpipe.schedules.families.gpipe import gpipe
     >>> print(text(gpipe(2, 2)))
     gpipe: 2 ranks, 2 stages, 2 microbatches, 6 ticks; bubble 33.3% at costs F=1 B=2
     rank 0 | F0 F1 .  .  B0 B1 | held 2
@@ -79,7 +79,7 @@ def summarise(
 ) -> str:
     """What a run of the schedule shows: makespan and bubble.
 
-    >>> from jaxpipe.schedules.gpipe import gpipe
+    >>> from jaxpipe.schedules.families.gpipe import gpipe
     >>> summarise(gpipe(2, 2))
     'makespan 9; bubble 33.3% at costs F=1 B=2'
     """

@@ -64,7 +64,7 @@ def save(schedule: Schedule, path: str | Path) -> None:
 def dump_csv(schedule: Schedule) -> str:
     """The schedule's rows as CSV, which has no place for its name and latency.
 
-    >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
+    >>> from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
     >>> print(dump_csv(one_f_one_b(2, 2)).replace("\\r", ""), end="")
     0F0,0F1,,0B0,,0B1
     ,1F0,1B0,1F1,1B1,

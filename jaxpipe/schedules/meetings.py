@@ -77,7 +77,7 @@ def hops(schedule: Schedule, ticks: Mapping[Action, int] | None = None) -> list[
     Raises:
       ScheduleError: a value is read that is not made, or not in time.
 
-    >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
+    >>> from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
     >>> [(str(hop.maker), hop.sent, hop.landed) for hop in hops(one_f_one_b(2, 3))]
     [('1B0', 2, 2), ('1B1', 4, 4), ('1B2', 6, 6), ('0F0', 0, 0), ('0F1', 1, 2), ('0F2', 4, 4)]
     """
@@ -96,7 +96,7 @@ def permutes(landed: Iterable[Hop]) -> dict[int, tuple[Permute, ...]]:
 
     A rank hears twice in one flow where stages come back over the ranks, as on a vee.
 
-    >>> from jaxpipe.schedules.gpipe import gpipe
+    >>> from jaxpipe.schedules.families.gpipe import gpipe
     >>> permutes(hops(gpipe(2, 1)))
     {0: (Permute(forwards=True, links=((0, 1),)),), 2: (Permute(forwards=False, links=((1, 0),)),)}
     """

@@ -119,7 +119,7 @@ def simulate(
       ScheduleError: the schedule deadlocks, the costs do not fit its stages, or there is no such
         barrier.
 
-    >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
+    >>> from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
     >>> print(simulate(one_f_one_b(4, 8), Costs(F=1, B=1)))
     makespan 22; bubble 27.3%; held by rank: 4 3 2 1
 
@@ -132,13 +132,14 @@ def simulate(
     costs = costs or Costs()
     check_costs(costs, schedule.num_stages)
     if lockstep is None:
-        order = [[action for action in row if action] for row in schedule.rows]
-        starts = earliest(order, schedule.placement, duration=costs.of, hop=costs.hop)
-        ends = {action: start + costs.of(action) for action, start in starts.items()}
-        clocks = [max((ends[a] for a in row if a), default=0) for row in schedule.rows]
+        starts = earliest(schedule.order, schedule.placement, duration=costs.of, hop=costs.hop)
+        clocks = [
+            max((starts[action] + costs.of(action) for action in actions), default=0)
+            for actions in schedule.order
+        ]
     else:
         starts, clocks = _run(schedule, costs, lockstep)
-        ends = {action: start + costs.of(action) for action, start in starts.items()}
+    ends = {action: start + costs.of(action) for action, start in starts.items()}
     updates = costs.updates(schedule.placement, schedule.num_ranks)
     makespan = max((at + update for at, update in zip(clocks, updates, strict=True)), default=0)
     work = sum(costs.of(action) for action in starts) + sum(updates)
@@ -214,7 +215,7 @@ def held(schedule: Schedule) -> tuple[int, ...]:
     """
     if not any(action and action.op != Op.F for row in schedule.rows for action in row):
         return (0,) * schedule.num_ranks
-    return tuple(_peak([action.op for action in row if action]) for row in schedule.rows)
+    return tuple(_peak([action.op for action in actions]) for actions in schedule.order)
 
 
 def _peak(ops: Sequence[Op]) -> int:

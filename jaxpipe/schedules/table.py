@@ -84,6 +84,11 @@ class Schedule:
         """The most stages that one rank owns."""
         return max(map(self.placement.count, self.placement), default=0)
 
+    @property
+    def order(self) -> list[list[Action]]:
+        """What each rank does, one action after the other: the rows without their bubbles."""
+        return [[action for action in row if action] for row in self.rows]
+
     def ticks(self) -> dict[Action, int]:
         """The tick of each action."""
         return {action: tick for row in self.rows for tick, action in enumerate(row) if action}

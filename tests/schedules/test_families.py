@@ -20,7 +20,7 @@ from jaxpipe.schedules import (
     vee,
     verify,
 )
-from jaxpipe.schedules.fill import fill
+from jaxpipe.schedules.families.fill import fill
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 CHUNKED = ["interleaved", "looped-bfs", "interleaved-zb"]

@@ -64,7 +64,7 @@ def test_the_split_backward_and_placement_from_the_rows():
 
 def test_an_order_is_put_on_ticks():
     # Without bubbles, as PyTorch writes some schedules: cells say what follows what, no more.
-    order = [[action for action in row if action] for row in one_f_one_b(3, 5).rows]
+    order = one_f_one_b(3, 5).order
     text = "\n".join(",".join(map(str, row)) for row in order)
     assert parse_csv(text, name="1f1b") == one_f_one_b(3, 5)
 

@@ -27,10 +27,10 @@ from jaxpipe.schedules import (
     vee,
     verify,
 )
-from jaxpipe.schedules.bound import lower_bound
-from jaxpipe.schedules.greedy import Policy, greedy, policies
-from jaxpipe.schedules.improve import improve
-from jaxpipe.schedules.task import Task, Watch
+from jaxpipe.schedules.search.bound import lower_bound
+from jaxpipe.schedules.search.greedy import Policy, greedy, policies
+from jaxpipe.schedules.search.improve import improve
+from jaxpipe.schedules.search.task import Task, Watch
 
 UNEVEN = Costs(F=1, B=2, I=1.2, W=0.8)
 

@@ -19,7 +19,7 @@ class Bar(NamedTuple):
 def bars_of_ticks(schedule: Schedule) -> tuple[Bar, ...]:
     """A bar of one tick for each action of the table, be it right or wrong.
 
-    >>> from jaxpipe.schedules.gpipe import gpipe
+    >>> from jaxpipe.schedules.families.gpipe import gpipe
     >>> print(*bars_of_ticks(gpipe(1, 1)), sep="\\n")
     Bar(rank=0, start=0, end=1, action=Action(stage=0, op=<Op.F: 'F'>, microbatch=0))
     Bar(rank=0, start=1, end=2, action=Action(stage=0, op=<Op.B: 'B'>, microbatch=0))
@@ -51,7 +51,7 @@ def held_steps(bars: Iterable[Bar]) -> list[tuple[float, int]]:
     Args:
       bars: the bars of one rank.
 
-    >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
+    >>> from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
     >>> held_steps(bar for bar in bars_of_ticks(one_f_one_b(2, 2)) if bar.rank == 0)
     [(0, 1), (1, 2), (4, 1), (6, 0)]
     """

@@ -1,8 +1,8 @@
 """1F1B: after a warm-up, each rank runs one forward, one backward, and so on."""
 
+from jaxpipe.schedules.families.turns import in_rounds
 from jaxpipe.schedules.place import loop, place
-from jaxpipe.schedules.table import Action, Op, Schedule
-from jaxpipe.schedules.turns import alternate
+from jaxpipe.schedules.table import Op, Schedule
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int, *, latency: int = 0) -> Schedule:
@@ -29,10 +29,7 @@ def one_f_one_b(num_ranks: int, num_microbatches: int, *, latency: int = 0) -> S
     rank 0 | F0 F1 .  B0 F2 B1 .  B2 | held 2
     rank 1 | .  F0 B0 F1 B1 F2 B2 .  | held 1
     """
-    order = []
-    for rank in range(num_ranks):
-        forwards = [Action(rank, Op.F, m) for m in range(num_microbatches)]
-        backwards = [Action(rank, Op.B, m) for m in range(num_microbatches)]
-        order.append(alternate(forwards, backwards, (1 + latency) * (num_ranks - 1 - rank)))
+    rounds = [range(num_microbatches)]
+    order = in_rounds(num_ranks, 1, rounds, op=Op.B, lead=1 + latency)
     name = "1f1b-eager" if latency else "1f1b"
     return place(order, loop(num_ranks), num_microbatches, name=name, latency=latency)

@@ -4,10 +4,10 @@ Each repeats a block, the times of microbatch 0, every six ticks. The longer a m
 rank, the more the rank holds, and the less it waits where pipeline fills and empties.
 """
 
-from jaxpipe.schedules.fill import fill
+from jaxpipe.schedules.families.fill import fill
+from jaxpipe.schedules.families.turns import Blocks, in_blocks
 from jaxpipe.schedules.place import place, vee
 from jaxpipe.schedules.table import Op, Schedule
-from jaxpipe.schedules.turns import in_blocks
 
 
 def zb_v(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -29,13 +29,9 @@ def zb_v(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | 0F0 0F1 .   3F0 3I0 3F1 3I1 0I0 3W0 0I1 3W1 0W0 0W1 | held 4
     rank 1 | .   1F0 2F0 1F1 2F1 2I0 1I0 2I1 1I1 2W0 1W0 2W1 1W1 | held 4
     """
-    s, placement = num_ranks, vee(num_ranks)
-    blocks = [
-        (4 * r, 6 * s - 5 - 2 * r, 6 * s - 4 + 4 * r, 12 * s - 9 - 2 * r) for r in range(num_ranks)
-    ]
-    turns = in_blocks(blocks, num_microbatches, op=Op.I)
-    order = fill(turns, placement, limit=2 * num_ranks)
-    return place(order, placement, num_microbatches, name="zb-v")
+    s = num_ranks
+    blocks = [(4 * r, 6 * s - 5 - 2 * r, 6 * s - 4 + 4 * r, 12 * s - 9 - 2 * r) for r in range(s)]
+    return _on_a_vee("zb-v", s, blocks, num_microbatches, limit=2 * s)
 
 
 def v_half(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -56,14 +52,12 @@ def v_half(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | 0F0 0F1 .   3F0 3I0 3F1 3I1 0I0 3W0 0I1 3W1 0W0 0W1 | held 4
     rank 1 | .   1F0 2F0 1F1 2F1 2I0 1I0 2I1 1I1 2W0 1W0 2W1 1W1 | held 4
     """
-    s, placement = num_ranks, vee(num_ranks)
+    s = num_ranks
     shift = 0 if s % 2 else 3  # else two actions of a rank would have the same tick
     blocks = [
         (2 * r, 3 * s - 2 - r, 3 * s - 1 + 2 * r + shift, 6 * s - 2 - r + shift) for r in range(s)
     ]
-    turns = in_blocks(blocks, num_microbatches, op=Op.I)
-    order = fill(turns, placement, limit=2 * ((num_ranks + 2) // 2))
-    return place(order, placement, num_microbatches, name="v-half")
+    return _on_a_vee("v-half", s, blocks, num_microbatches, limit=2 * ((s + 2) // 2))
 
 
 def v_min(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -84,12 +78,11 @@ def v_min(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | 0F0 0F1 .   3F0 3I0 3W0 .   0I0 0W0 3F1 3I1 3W1 .   0I1 0W1 | held 3
     rank 1 | .   1F0 2F0 .   .   2I0 1I0 1F1 2F1 2W0 1W0 2I1 1I1 2W1 1W1 | held 4
     """
-    s, placement = num_ranks, vee(num_ranks)
+    s = num_ranks
     shift = 0 if s % 3 else 2  # else two actions of a rank would have the same tick
     blocks = [(r, 2 * s - 1 - r, 2 * s + r + shift, 4 * s - 1 - r + shift) for r in range(s)]
-    turns = in_blocks(blocks, num_microbatches, op=Op.I)
-    order = fill(turns, placement, limit=2 * ((num_ranks + 4) // 3), full_first=False)
-    return place(order, placement, num_microbatches, name="v-min")
+    limit = 2 * ((s + 4) // 3)
+    return _on_a_vee("v-min", s, blocks, num_microbatches, limit=limit, full_first=False)
 
 
 def one_f_one_b_v(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -110,13 +103,28 @@ def one_f_one_b_v(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | 0F0 0F1 .   3F0 3B0 3F1 3B1 0B0 .   0B1 | held 3
     rank 1 | .   1F0 2F0 1F1 2F1 2B0 1B0 2B1 1B1 .   | held 4
     """
+    blocks, limit = _one_f_one_b_blocks(num_ranks), 2 * (2 * num_ranks // 3) + 2
+    return _on_a_vee("1f1b-v", num_ranks, blocks, num_microbatches, limit=limit, op=Op.B)
+
+
+def _on_a_vee(
+    name: str,
+    num_ranks: int,
+    blocks: Blocks,
+    num_microbatches: int,
+    *,
+    limit: int,
+    op: Op = Op.I,
+    full_first: bool = True,
+) -> Schedule:
+    """The blocks in turn for every microbatch, with W where there is room."""
     placement = vee(num_ranks)
-    turns = in_blocks(_one_f_one_b_blocks(num_ranks), num_microbatches, op=Op.B)
-    order = fill(turns, placement, limit=2 * (2 * num_ranks // 3) + 2)
-    return place(order, placement, num_microbatches, name="1f1b-v")
+    turns = in_blocks(blocks, num_microbatches, op=op)
+    order = fill(turns, placement, limit=limit, full_first=full_first)
+    return place(order, placement, num_microbatches, name=name)
 
 
-def _one_f_one_b_blocks(num_ranks: int) -> list[tuple[int, int, int, int]]:
+def _one_f_one_b_blocks(num_ranks: int) -> Blocks:
     """Forwards without a stop; each B at the first two ticks of six that its rank has left."""
     forwards = [(rank, 2 * num_ranks - 1 - rank) for rank in range(num_ranks)]
     tick, ticks = 2 * num_ranks, []

@@ -1,9 +1,9 @@
 """Interleaved 1F1B: several stages on each rank, in a loop, and rounds of microbatches."""
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.families.turns import in_rounds
 from jaxpipe.schedules.place import loop, place
 from jaxpipe.schedules.table import Op, Schedule
-from jaxpipe.schedules.turns import in_rounds
 
 
 def interleaved(

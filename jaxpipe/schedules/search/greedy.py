@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from jaxpipe.schedules.search.task import SLACK, Orders, Task
 from jaxpipe.schedules.table import Action, Op
-from jaxpipe.schedules.task import SLACK, Orders, Task
 
 Ops: TypeAlias = Literal["1F1B", "bfw", "fbw", "bwf"]
 

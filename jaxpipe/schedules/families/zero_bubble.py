@@ -1,9 +1,9 @@
 """Zero bubble on a loop of ranks: the backward in two halves, of which W can wait."""
 
-from jaxpipe.schedules.fill import fill
+from jaxpipe.schedules.families.fill import fill
+from jaxpipe.schedules.families.turns import in_rounds
 from jaxpipe.schedules.place import loop, place
-from jaxpipe.schedules.table import Action, Op, Order, Schedule
-from jaxpipe.schedules.turns import alternate, in_rounds
+from jaxpipe.schedules.table import Op, Schedule
 
 
 def zb_h1(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -25,7 +25,7 @@ def zb_h1(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | F0 F1 .  I0 W0 F2 I1 W1 I2 W2 | held 2
     rank 1 | .  F0 I0 F1 W0 I1 F2 I2 W1 W2 | held 2
     """
-    turns = _one_f_one_b(num_ranks, num_microbatches, lead=1)
+    turns = in_rounds(num_ranks, 1, [range(num_microbatches)], op=Op.I, lead=1)
     order = fill(turns, loop(num_ranks), limit=num_ranks)
     return place(order, loop(num_ranks), num_microbatches, name="zb-h1")
 
@@ -50,7 +50,7 @@ def zb_h2(num_ranks: int, num_microbatches: int) -> Schedule:
     rank 0 | F0 F1 F2 I0 W0 I1 W1 I2 W2 .  | held 3
     rank 1 | .  F0 I0 F1 I1 F2 I2 W0 W1 W2 | held 3
     """
-    turns = _one_f_one_b(num_ranks, num_microbatches, lead=2)
+    turns = in_rounds(num_ranks, 1, [range(num_microbatches)], op=Op.I, lead=2)
     order = fill(turns, loop(num_ranks), limit=2 * num_ranks - 1, full_first=False)
     return place(order, loop(num_ranks), num_microbatches, name="zb-h2")
 
@@ -83,14 +83,3 @@ def interleaved_zb(num_ranks: int, num_microbatches: int, num_chunks: int = 2) -
     turns = in_rounds(num_ranks, num_chunks, rounds, op=Op.I, lead=1)
     order = fill(turns, placement, limit=num_chunks * num_ranks)
     return place(order, placement, num_microbatches, name="interleaved-zb")
-
-
-def _one_f_one_b(num_ranks: int, num_microbatches: int, *, lead: int) -> Order:
-    """1F1B with I in the place of B; each rank is `lead` forwards ahead of the next."""
-    order = []
-    for rank in range(num_ranks):
-        forwards, backwards = (
-            [Action(rank, op, m) for m in range(num_microbatches)] for op in (Op.F, Op.I)
-        )
-        order.append(alternate(forwards, backwards, lead * (num_ranks - 1 - rank)))
-    return order

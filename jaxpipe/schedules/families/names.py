@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jaxpipe.errors import ScheduleError, nearest
-from jaxpipe.schedules.dualpipe_v import dualpipe_v
-from jaxpipe.schedules.gpipe import gpipe
-from jaxpipe.schedules.interleaved import interleaved
-from jaxpipe.schedules.looped_bfs import looped_bfs
-from jaxpipe.schedules.one_f_one_b import one_f_one_b
+from jaxpipe.schedules.families.dualpipe_v import dualpipe_v
+from jaxpipe.schedules.families.gpipe import gpipe
+from jaxpipe.schedules.families.interleaved import interleaved
+from jaxpipe.schedules.families.looped_bfs import looped_bfs
+from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
+from jaxpipe.schedules.families.v_shaped import one_f_one_b_v, v_half, v_min, zb_v
+from jaxpipe.schedules.families.zero_bubble import interleaved_zb, zb_h1, zb_h2
 from jaxpipe.schedules.table import Schedule
-from jaxpipe.schedules.v_shaped import one_f_one_b_v, v_half, v_min, zb_v
-from jaxpipe.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
 
 NAMES: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType(
     {

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
+from jaxpipe.schedules.search.task import SLACK, Orders, Task, Watch
 from jaxpipe.schedules.table import Action, Op, Order
-from jaxpipe.schedules.task import SLACK, Orders, Task, Watch
 
 
 def improve(watch: Watch, order: Order, *, steps: int, goal: float) -> Orders:

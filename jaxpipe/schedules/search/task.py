@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-from jaxpipe.schedules.kept import Kept
+from jaxpipe.schedules.search.kept import Kept
 from jaxpipe.schedules.simulate import Costs
 from jaxpipe.schedules.table import Action, Op, needs
 

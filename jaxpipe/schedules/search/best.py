@@ -8,15 +8,15 @@ from numbers import Real
 from typing import TypeVar
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.schedules.bound import lower_bound
-from jaxpipe.schedules.greedy import greedy, policies, variants
-from jaxpipe.schedules.improve import improve
-from jaxpipe.schedules.kept import Kept
-from jaxpipe.schedules.names import NAMES, by_name
+from jaxpipe.schedules.families.names import NAMES, by_name
 from jaxpipe.schedules.place import check_shape, loop, place, vee
+from jaxpipe.schedules.search.bound import lower_bound
+from jaxpipe.schedules.search.greedy import greedy, policies, variants
+from jaxpipe.schedules.search.improve import improve
+from jaxpipe.schedules.search.kept import Kept
+from jaxpipe.schedules.search.task import SLACK, Orders, Task, Watch
 from jaxpipe.schedules.simulate import Cost, Costs, Lockstep, check_costs, simulate
 from jaxpipe.schedules.table import Op, Order, Schedule
-from jaxpipe.schedules.task import SLACK, Orders, Task, Watch
 
 # Policies whose relatives are tried, and list schedules that are compared to the end.
 _RELATIVES = 6
@@ -111,19 +111,31 @@ def search(
 # --- What there is to schedule --------------------------------------------------------------------
 
 
+def placements(num_ranks: int, num_chunks: int) -> list[tuple[int, ...]]:
+    """Every placement with up to so many stages on each rank: loops, few stages first, and the vee.
+
+    >>> placements(2, num_chunks=2)
+    [(0, 1), (0, 1, 0, 1), (0, 1, 1, 0)]
+
+    Raises:
+      ScheduleError: a count below 1.
+    """
+    if num_chunks < 1:
+        raise ScheduleError(f"got num_chunks={num_chunks}; expected at least 1.")
+    found = [loop(num_ranks, chunks) for chunks in range(1, num_chunks + 1)]
+    if num_chunks > 1:
+        found.append(vee(num_ranks))
+    return list(dict.fromkeys(found))
+
+
 def _placements(
     placement: int | Sequence[int], num_chunks: int
 ) -> list[tuple[tuple[int, ...], int | None]]:
     """Placements to try, and of how many equal parts a single cost speaks (`None`: of stages)."""
-    if not isinstance(placement, int):
-        check_shape(placement, 1 + max(placement, default=-1), 1, 0)
-        return [(tuple(placement), None)]
-    found = [loop(placement, chunks) for chunks in range(1, num_chunks + 1)]
-    if num_chunks < 1:
-        raise ScheduleError(f"got num_chunks={num_chunks}; expected at least 1.")
-    if num_chunks > 1:
-        found.append(vee(placement))
-    return [(stages, placement) for stages in dict.fromkeys(found)]
+    if isinstance(placement, int):
+        return [(stages, placement) for stages in placements(placement, num_chunks)]
+    check_shape(placement, 1 + max(placement, default=-1), 1, 0)
+    return [(tuple(placement), None)]
 
 
 def _task(
@@ -212,7 +224,7 @@ def _candidates(task: Task, split: bool, lockstep: Lockstep | None, steps: int) 
         split=split,
     )
     families = [table for table in _families(task, split) if _fits(task, task.kept.peaks(table))]
-    orders = _orders(task, [_order(table) for table in families], split, bound, steps)
+    orders = _orders(task, [table.order for table in families], split, bound, steps)
     tables = itertools.chain(
         ((table, table.name) for table in families),
         ((table, "search") for order in orders for table in _tables(task, order, lockstep)),
@@ -233,10 +245,6 @@ def _families(task: Task, split: bool) -> Iterator[Schedule]:
         whole = all(action.op in (Op.F, Op.B) for action in table.ticks())
         if table.placement == task.placement and (split or whole):
             yield table
-
-
-def _order(table: Schedule) -> Orders:
-    return [[action for action in row if action] for row in table.rows]
 
 
 def _tables(task: Task, order: Order, lockstep: Lockstep | None) -> list[Schedule]:

@@ -1,8 +1,13 @@
 """Orders that several families share: a forward and a backward in turn, in rounds, in blocks."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from jaxpipe.schedules.table import Action, Op
+
+Blocks: TypeAlias = Sequence[tuple[int, int, int, int]]
+"""By rank, when microbatch 0 runs: F of the stage on the way down, F of the stage on the way back,
+the backward of that, the backward of the first."""
 
 
 def alternate(forwards: Sequence[Action], backwards: Sequence[Action], warmup: int) -> list[Action]:
@@ -41,17 +46,14 @@ def in_rounds(
     return order
 
 
-def in_blocks(
-    blocks: Sequence[tuple[int, int, int, int]], num_microbatches: int, *, op: Op
-) -> list[list[Action]]:
+def in_blocks(blocks: Blocks, num_microbatches: int, *, op: Op) -> list[list[Action]]:
     """On a V of stages, every microbatch does what the one before it did, six ticks later.
 
     Six ticks are what a rank works for a microbatch: F, I and W of its two stages, or F and a B
     that takes two.
 
     Args:
-      blocks: by rank, when microbatch 0 runs: F of the stage on the way down, F of the stage on
-        the way back, the backward of that, the backward of the first.
+      blocks: when microbatch 0 runs.
       num_microbatches: how many microbatches there are.
       op: the backward, B or I.
     """

@@ -44,11 +44,11 @@ class Kept:
     def peaks(self, schedule: Schedule) -> tuple[float, ...]:
         """The most that each rank keeps at once.
 
-        >>> from jaxpipe.schedules.one_f_one_b import one_f_one_b
+        >>> from jaxpipe.schedules.families.one_f_one_b import one_f_one_b
         >>> Kept(F=100).peaks(one_f_one_b(3, 8))
         (300.0, 200.0, 100.0)
         """
-        return tuple(self.peak(action for action in row if action) for row in schedule.rows)
+        return tuple(self.peak(actions) for actions in schedule.order)
 
     def least(self, placement: Sequence[int]) -> tuple[float, ...]:
         """What each rank must be able to keep at least: one microbatch in all of its stages.

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jaxpipe.schedules.kept import Kept
+from jaxpipe.schedules.search.kept import Kept
+from jaxpipe.schedules.search.task import SLACK
 from jaxpipe.schedules.simulate import Costs, at_stage
 from jaxpipe.schedules.table import Action, Op
 
@@ -103,7 +104,7 @@ def _early(
         return num_microbatches * sum(way.forward[s] for s in stages)
     bytes_of = lambda stage: at_stage(kept.F, stage)
     if len(stages) == 1 and bytes_of(stages[0]) > 0:  # whole microbatches; else shares of some
-        room = bytes_of(stages[0]) * math.floor(room / bytes_of(stages[0]) * (1 + 1e-9))
+        room = bytes_of(stages[0]) * math.floor(room / bytes_of(stages[0]) * (1 + SLACK))
     total = 0.0
     for stage in sorted(stages, key=lambda s: _ratio(way.forward[s], bytes_of(s)), reverse=True):
         size = bytes_of(stage)
@@ -120,7 +121,7 @@ def _last_gap(
     last = max(stages)
     bytes_of = lambda stage: at_stage(kept.F, stage) if kept is not None else 0.0
     all_forwards = num_microbatches * sum(map(bytes_of, stages))
-    if kept is None or room is None or room * (1 + 1e-9) >= all_forwards:
+    if kept is None or room is None or room * (1 + SLACK) >= all_forwards:
         return 0.0  # all forwards may come before the first gap: then there is no other
     # What it holds beside the last forward, each with all of its backward or only W still to do.
     best = max(

@@ -1,0 +1,1 @@
+"""The schedules that have a name: one function each, from counts to a table."""

@@ -1,0 +1,133 @@
+"""What is settled once, by what `initialize` is given and by the first batch's shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import optax
+from jax.sharding import Mesh
+
+from jaxpipe.auto import AUTO, Auto
+from jaxpipe.costs import layer_costs
+from jaxpipe.errors import PartitionError, ScheduleError
+from jaxpipe.executor.lower import check_runnable
+from jaxpipe.mesh import PIPE, axis_size, check_mesh
+from jaxpipe.model import Outline, PipelineModule
+from jaxpipe.optimizer import PlacedOptimizer
+from jaxpipe.partition import Partition, partition
+from jaxpipe.schedules import Schedule, by_name, verify
+from jaxpipe.stages import Remat, Stages, build_stages
+from jaxpipe.storage import Layout
+from jaxpipe.storage.parameters import parameter_layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """What is settled by the first batch's shapes and stays.
+
+    Attributes:
+      schedule: the training schedule.
+      partition: which layers make up which stage.
+      layout: where the parameters live.
+      optimizer: for these, or None.
+    """
+
+    schedule: Schedule
+    partition: Partition
+    layout: Layout
+    optimizer: PlacedOptimizer | None
+
+
+def settle(
+    model: PipelineModule,
+    outline: Outline,
+    wanted: Schedule | Auto,
+    optimizer: optax.GradientTransformation | None,
+    remat: Remat,
+) -> Structure:
+    """Finds the schedule, if that is still to be done, cuts the model and lays it out.
+
+    Raises:
+      PartitionError: the model cannot be cut into as many stages as the schedule has.
+      ScheduleError: no schedule fits into memory.
+    """
+    costs = layer_costs(model, outline)
+
+    def cut(placement: Sequence[int]) -> tuple[Partition, Layout]:
+        if model.num_stages not in (None, len(placement)):
+            raise PartitionError(
+                f"the model asks for num_stages={model.num_stages}, but the schedule has"
+                f" {len(placement)} stages. Leave num_stages out, or choose other chunks."
+            )
+        found = partition(costs, len(placement), model.partition_method)
+        rank_of = [placement[found.stage_of(i)] for i in range(len(model.layers))]
+        return found, parameter_layout(model.layers, outline.params, rank_of, 1 + max(placement))
+
+    def trace(placement: Sequence[int]) -> Stages:
+        found, layout = cut(placement)
+        return build_stages(model, outline, found, placement, layout, remat=remat, train=True)
+
+    table = wanted.find(trace).schedule if isinstance(wanted, Auto) else wanted
+    found, layout = cut(table.placement)
+    return Structure(table, found, layout, optimizer and PlacedOptimizer(optimizer, layout))
+
+
+def resolve(
+    model: PipelineModule,
+    mesh: Mesh,
+    schedule: str | Schedule,
+    num_microbatches: int | None,
+    num_chunks: int | None,
+    memory_limit: float | None,
+) -> Schedule | Auto:
+    """The table that `jaxpipe.initialize` is asked for; its arguments, its errors."""
+    check_mesh(mesh)
+    num_ranks = axis_size(mesh, PIPE)
+    if memory_limit is not None and schedule != AUTO:
+        raise ScheduleError(
+            f"got memory_limit={memory_limit} with schedule={schedule!r}; only 'auto' chooses by"
+            " memory. Leave memory_limit out, or use schedule='auto'."
+        )
+    if isinstance(schedule, Schedule):
+        _check_table(schedule, num_microbatches, num_chunks)
+        table = schedule
+    elif num_microbatches is None:
+        raise ScheduleError(
+            f"schedule={schedule!r} needs num_microbatches=...; at least the number of ranks,"
+            f" {num_ranks}, keeps them busy."
+        )
+    elif schedule == AUTO:
+        return Auto.on(mesh, num_microbatches, num_chunks, memory_limit)
+    else:
+        table = by_name(schedule, num_ranks, num_microbatches, num_chunks=num_chunks)
+    _check_stages(model, table, num_ranks)
+    return table
+
+
+def _check_table(schedule: Schedule, num_microbatches: int | None, num_chunks: int | None) -> None:
+    """A table of the user's own is right, and says the same as the other arguments."""
+    verify(schedule)
+    check_runnable(schedule)
+    if num_microbatches not in (None, schedule.num_microbatches):
+        raise ScheduleError(
+            f"num_microbatches={num_microbatches}, but the schedule {schedule.name!r} is for"
+            f" {schedule.num_microbatches}. Leave num_microbatches out, or make the schedule anew."
+        )
+    if num_chunks not in (None, schedule.num_chunks):
+        raise ScheduleError(
+            f"num_chunks={num_chunks}, but the schedule {schedule.name!r} has"
+            f" {schedule.num_chunks}. Leave num_chunks out, or make the schedule anew."
+        )
+
+
+def _check_stages(model: PipelineModule, schedule: Schedule, num_ranks: int) -> None:
+    if schedule.num_ranks != num_ranks:
+        raise ScheduleError(
+            f"the schedule {schedule.name!r} is for {schedule.num_ranks} ranks; the mesh's"
+            f" {PIPE!r} axis has {num_ranks}. Make both equal."
+        )
+    if model.num_stages not in (None, schedule.num_stages):
+        raise ScheduleError(
+            f"the model asks for num_stages={model.num_stages}, but the schedule {schedule.name!r}"
+            f" on {num_ranks} ranks has {schedule.num_stages} stages. Leave num_stages out, or"
+            " choose a mesh or a schedule with as many."
+        )
