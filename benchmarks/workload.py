@@ -12,6 +12,7 @@ temporaries, the loss.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -120,30 +121,16 @@ def plain_step(model: Any, optimizer: Any, num_microbatches: int) -> Any:
 
 def beside_simulation(schedule: Any, timelines: list[Any], picture: str | None) -> dict[str, Any]:
     """What each op takes, by stage, and the makespan measured and simulated with that."""
-    from jaxpipe.schedules import Costs, Lockstep, simulate
-    from jaxpipe.schedules.pictures import Chart, svg
-    from jaxpipe.schedules.pictures.bars import bars_of_times
+    from jaxpipe.schedules import Lockstep, measured_costs, pictures, simulate
 
-    def median(op: str, stage: int) -> float:
-        taken = [
-            t.ends[a] - t.starts[a] for t in timelines for a in t.starts if a[:2] == (stage, op)
-        ]
-        return statistics.median(taken) if taken else 0.0
-
-    costs: Any = {op: [median(op, s) for s in range(schedule.num_stages)] for op in "FBIW"}
-    simulated = simulate(schedule, Costs(**costs), Lockstep("all"))
-    measured = min(timelines, key=lambda t: t.makespan)
+    lockstep = Lockstep("all")  # as XLA runs permutes on CPU
+    costs = measured_costs(schedule, timelines)
     if picture:
-        charts = []
-        for what, timeline in (("simulated", simulated), ("measured", measured)):
-            note = f"{1000 * timeline.makespan:.0f} ms, idle {timeline.bubble_fraction:.1%}"
-            bars = bars_of_times(schedule, timeline)
-            shape = schedule.placement, schedule.num_ranks
-            charts.append(Chart(f"{schedule.name}, {what}", note, *shape, bars, "s", 1e6))
         with open(picture, "w") as file:
-            file.write(svg(charts))
+            file.write(pictures.svg(pictures.charts_of_measured(schedule, timelines, lockstep)))
     makespan = statistics.median(t.makespan for t in timelines)
-    return dict(ops=costs, makespan=makespan, simulated=simulated.makespan)
+    simulated = simulate(schedule, costs, lockstep).makespan
+    return dict(costs=dataclasses.asdict(costs), makespan=makespan, simulated=simulated)
 
 
 def main() -> None:

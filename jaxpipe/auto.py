@@ -20,9 +20,6 @@ from jaxpipe.schedules import Costs, Found, Kept, Lockstep, placements, search
 from jaxpipe.schedules.simulate import at_stage
 from jaxpipe.stages import Stages
 
-AUTO = "auto"
-"""The name that asks for it."""
-
 # Stages on a rank, where nobody says how many: more of them compile longer.
 _CHUNKS = 2
 # A schedule with more stages, or more memory, must be faster by this share to be taken.

@@ -218,6 +218,7 @@ class Machine:
     ) -> tuple[TrainState, Any, Timeline]:
         batch = self._put(batch)
         compiled = self.compiled(state, batch)
+        jax.block_until_ready((state, batch))  # an earlier step is not to be in the profile
         (state, metrics), found = measure(
             lambda: compiled(state, batch), compiled.as_text(), self.program(batch),
             self._settled(batch).schedule, self._mesh,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import optax
 from jax.sharding import Mesh
 
-from jaxpipe.auto import AUTO, Auto
+from jaxpipe.auto import Auto
 from jaxpipe.costs import layer_costs
 from jaxpipe.errors import PartitionError, ScheduleError
 from jaxpipe.executor.lower import check_runnable
@@ -14,7 +14,7 @@ from jaxpipe.mesh import PIPE, axis_size, check_mesh
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition, partition
-from jaxpipe.schedules import Schedule, by_name, verify
+from jaxpipe.schedules import AUTO, Schedule, by_name, verify
 from jaxpipe.stages import Remat, Stages, build_stages
 from jaxpipe.storage import Layout
 from jaxpipe.storage.parameters import parameter_layout

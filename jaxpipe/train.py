@@ -35,6 +35,7 @@ from jaxpipe.mesh import make_mesh
 from jaxpipe.metrics import Console, Diverged, JsonLines, Report, Sinks, TensorBoard, console_for
 from jaxpipe.model import PipelineModule
 from jaxpipe.models.gpt import GPTConfig, gpt
+from jaxpipe.schedules import Schedule, Timeline
 from jaxpipe.state import TrainState
 
 
@@ -130,6 +131,33 @@ def train(
     return Outcome(ending, step, checkpoints.path(step), held_out_loss, bigram_loss)
 
 
+def timelines(config: Config, num_steps: int) -> tuple[Schedule, list[Timeline], str]:
+    """Measures train steps of a configuration; nothing is saved.
+
+    Args:
+      config: what to train; validated here.
+      num_steps: how many steps to measure, after one that is not.
+
+    Returns:
+      The schedule, a timeline in seconds for each step, and the devices' platform.
+
+    Raises:
+      JaxpipeError: the configuration or the devices cannot be used, or the profiler does not show
+        single operations.
+    """
+    validate(config)
+    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
+    engine, trainer = build_engine(config), config.trainer
+    shape = {"batch_size": trainer.batch_size, "length": config.data.sequence_length}
+    batch = training_batch(corpus.training, trainer.seed, step=1, **shape)
+    state, _ = engine.train_batch(engine.init(jax.random.key(trainer.seed), batch), batch)
+    found = []
+    for _ in range(num_steps):
+        state, _, timeline = engine.timeline(state, batch)
+        found.append(timeline)
+    return engine.schedule, found, jax.devices()[0].platform
+
+
 def evaluate(engine: Engine, state: TrainState, batches: Sequence[Batch]) -> float:
     """Mean loss over batches, each position weighing the same."""
     results = [engine.eval_batch(state, batch) for batch in batches]
@@ -167,6 +195,7 @@ def build_engine(config: Config) -> Engine:
         schedule=pipeline.schedule,
         num_microbatches=pipeline.microbatches,
         num_chunks=pipeline.chunks,
+        memory_limit=pipeline.memory_limit,
         remat=pipeline.remat,
     )
 

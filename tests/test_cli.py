@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, and how it ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from jaxpipe import cli
+from jaxpipe.cli.train import Train, stop_signals
 from jaxpipe.config import Config
 from jaxpipe.schedules import NAMES, Costs, Lockstep, by_name, dump, pictures, simulate
+from jaxpipe.schedules.cost_text import parse_costs
 from jaxpipe.schedules.draw import text
 from jaxpipe.simulate_devices import simulate_devices
 
@@ -111,6 +114,45 @@ def test_schedules_beside_each_other_have_as_much_work(capsys, tmp_path):
     assert "F=1 B=2" in ended(capsys, "draw", "interleaved")[1]
 
 
+def test_draw_searches_for_auto(capsys):
+    options = ["--costs", "F=1,I=1.2,W=0.8", "--memory", "5", "--ranks", "3", "--microbatches", "6"]
+    code, out, err = ended(capsys, "draw", "--compare", "1f1b", "zb-h1", "zb-v", "auto", *options)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    makespan = {name: float(rows[name][4]) for name in ("1f1b", "zb-h1", "zb-v", "auto")}
+    assert makespan["auto"] == min(makespan.values())
+    assert max(map(float, rows["auto"][6:])) <= 5
+    code, out, _ = ended(capsys, "draw", "auto", "--chunks", "1", *options)
+    assert code == 0 and "3 ranks, 3 stages, 6 microbatches" in out
+
+
+def test_timeline_draws_measured_beside_simulated(tmp_path):
+    (tmp_path / "x.yaml").write_text(TINY)
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / "text" / f"{number}.py").write_text(f"x = {number}\n" * 40)
+    command = [sys.executable, "-m", "jaxpipe", "timeline", "x.yaml", "--out", "x.json"]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, costs, _ = done.stdout.splitlines()
+    assert "simulated, " in first and "measured, " in second
+    parse_costs(costs.removeprefix("costs in ms: "))
+    names = {
+        event["name"] for event in json.loads((tmp_path / "x.json").read_text())["traceEvents"]
+    }
+    assert {str(action) for action in by_name("zb-h1", 2, 2).ticks()} <= names
+
+
+TINY = """
+model: {layers: 2, width: 16, heads: 2}
+data: {directory: text, sequence_length: 16, held_out_fraction: 0.5}
+optimizer: {warmup_steps: 1}
+pipeline: {ranks: 2, microbatches: 2, schedule: zb-h1}
+trainer: {steps: 2, batch_size: 2}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -148,6 +190,10 @@ def test_a_wrong_schedule_is_drawn_with_the_cell(capsys, tmp_path, text, part):
         (["draw", "gpipe", "--time", "--out", "x.txt"], "text has only ticks"),
         (["draw", "gpipe", "--compare", "--out", "x.svg"], "leave one of them out"),
         (["draw", "gpipe", "1f1b", "--out", "x.csv"], "holds one schedule; got 2"),
+        (["draw", "gpipe", "--memory", "4"], "--memory is for auto"),
+        (["draw", "auto", "--memory", "0.5"], "no schedule fits"),
+        (["timeline", "configs/gpt-stdlib.yaml", "--out", "x.png"], "ends in .svg, .html, .json"),
+        (["timeline", "configs/gpt-stdlib.yaml", "--steps", "0"], "expected at least 1"),
         (["draw", "gpipe", "--costs", "G=1"], "there is no cost 'G'"),
         (["draw", "gpipe", "--costs", "F=1:2"], "costs.F has 2 costs"),
         (["train", "none.yaml"], "none.yaml"),
@@ -164,7 +210,7 @@ def test_what_cannot_be_done_is_said_in_one_message(capsys, argv, part):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ([], "{train, draw}"),
+        ([], "{train, timeline, draw}"),
         (["draw", "1f1b", "--ranks", "x"], "--ranks"),
         (["draw", "1f1b", "--lockstep", "x"], "links"),
         (["train", "x.yaml", "--trainer.step", "3"], "--trainer.steps"),
@@ -209,7 +255,8 @@ def test_version(capsys):
 def trained(monkeypatch):
     """The configurations that were about to be trained."""
     calls = []
-    monkeypatch.setattr(cli, "_train", lambda config, resume: calls.append((config, resume)) or 0)
+    run = lambda command: calls.append((command.config, command.resume)) or 0
+    monkeypatch.setattr(Train, "run", run)
     return calls
 
 
@@ -242,7 +289,7 @@ def test_mistakes_are_found_before_anything_starts(tmp_path, capsys):
 
 def test_the_first_signal_asks_and_the_second_interrupts(capfd):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli._stop_signals() as should_stop:
+    with pytest.raises(KeyboardInterrupt), stop_signals() as should_stop:
         assert not should_stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert should_stop()

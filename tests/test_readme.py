@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from jaxpipe import cli
+from jaxpipe.cli.timeline import Timeline
+from jaxpipe.cli.train import Train
 from jaxpipe.schedules import NAMES, by_name, forward_only, simulate
 
 REPOSITORY = Path(__file__).parents[1]
@@ -100,12 +102,13 @@ def test_the_table_of_schedules_is_real():
 def test_commands_exist(document, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     trained = []
-    monkeypatch.setattr(cli, "_train", lambda config, resume: trained.append(config) or 0)
+    for command in (Train, Timeline):
+        monkeypatch.setattr(command, "run", lambda self: trained.append(self.config) or 0)
     shells = [block.text for block in blocks(document) if block.language == "sh"]
-    commands = re.findall(r"jaxpipe (train [^\n&|#]+|draw [^\n&|#]+)", "\n".join(shells))
+    commands = re.findall(r"jaxpipe ((?:train|timeline|draw) [^\n&|#]+)", "\n".join(shells))
     for command in commands:
         assert cli.main(command.split()) == 0, command
-    assert len(trained) == sum(command.startswith("train ") for command in commands)
+    assert len(trained) == sum(not command.startswith("draw ") for command in commands)
     if document == README:
         assert trained and len(trained) < len(commands)
 

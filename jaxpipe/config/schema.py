@@ -67,9 +67,14 @@ class PipelineConfig:
     microbatches: int = 8
     """Parts that a batch passes through the pipeline in."""
     schedule: str = "1f1b"
-    """Which rank does what at which tick, by name; `jaxpipe draw NAME` shows it."""
+    """Which rank does what at which tick, by name; `jaxpipe draw NAME` shows it. auto: the fastest
+    that a search finds for the FLOPs of the stages."""
     chunks: int | None = None
-    """Stages on each rank, for interleaved, looped-bfs and interleaved-zb; null: 2 there."""
+    """Stages on each rank, for interleaved, looped-bfs and interleaved-zb; null: 2 there. For auto,
+    the most that it tries."""
+    memory_limit: float | None = None
+    """For auto: bytes that a rank may keep between forwards and their backwards; null: as much as
+    so many microbatches take as there are ranks."""
     partition: str | tuple[int, ...] = "parameters"
     """How layers become stages: uniform, parameters, flops, type:REGEX, or the boundaries."""
     remat: Literal["none", "full"] | int = "none"

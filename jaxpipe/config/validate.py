@@ -12,7 +12,7 @@ from pathlib import PurePath
 from jaxpipe.config.schema import Config, PipelineConfig
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
 from jaxpipe.partition import METHODS, LayerCost, partition
-from jaxpipe.schedules.families.names import NAMES, by_name
+from jaxpipe.schedules import AUTO, NAMES, by_name
 
 
 def validate(config: Config) -> Config:
@@ -130,8 +130,19 @@ def _batch(config: Config) -> Iterator[str]:
 
 
 def _schedule(pipeline: PipelineConfig) -> Iterator[str]:
-    if pipeline.schedule not in NAMES:
-        hint = nearest(pipeline.schedule, NAMES)
+    limit = pipeline.memory_limit
+    if limit is not None and pipeline.schedule != AUTO:
+        yield (
+            f"pipeline.memory_limit: got {limit:g} with schedule {pipeline.schedule!r}; only auto"
+            " chooses by memory. Set it to null, or the schedule to auto."
+        )
+    elif limit is not None and not limit > 0:
+        yield f"pipeline.memory_limit: got {limit:g}, expected a positive number of bytes."
+    if pipeline.schedule == AUTO:
+        if pipeline.chunks is not None and pipeline.chunks < 1:
+            yield f"pipeline.chunks: got {pipeline.chunks}, expected at least 1, or null."
+    elif pipeline.schedule not in NAMES:
+        hint = nearest(pipeline.schedule, (*NAMES, AUTO))
         yield f"pipeline.schedule: unknown {pipeline.schedule!r}; {hint}"
     elif pipeline.ranks > 0 and pipeline.microbatches > 0:
         try:

@@ -8,6 +8,7 @@ from jaxpipe.schedules.families.forward_only import forward_only as forward_only
 from jaxpipe.schedules.families.gpipe import gpipe as gpipe
 from jaxpipe.schedules.families.interleaved import interleaved as interleaved
 from jaxpipe.schedules.families.looped_bfs import looped_bfs as looped_bfs
+from jaxpipe.schedules.families.names import AUTO as AUTO
 from jaxpipe.schedules.families.names import NAMES as NAMES
 from jaxpipe.schedules.families.names import by_name as by_name
 from jaxpipe.schedules.families.one_f_one_b import one_f_one_b as one_f_one_b
@@ -20,6 +21,7 @@ from jaxpipe.schedules.families.zero_bubble import zb_h1 as zb_h1
 from jaxpipe.schedules.families.zero_bubble import zb_h2 as zb_h2
 from jaxpipe.schedules.files import load as load
 from jaxpipe.schedules.files import save as save
+from jaxpipe.schedules.measured import measured_costs as measured_costs
 from jaxpipe.schedules.meetings import Hop as Hop
 from jaxpipe.schedules.meetings import hops as hops
 from jaxpipe.schedules.place import loop as loop

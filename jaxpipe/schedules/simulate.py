@@ -9,7 +9,7 @@ to tick, and those that meet at a tick wait for each other there, as one SPMD pr
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.meetings import hops
@@ -49,6 +49,18 @@ class Costs:
     def of(self, action: Action) -> float:
         """What an action takes."""
         return at_stage(getattr(self, action.op), action.stage)
+
+    def scaled(self, factor: float) -> "Costs":
+        """The same in another unit.
+
+        >>> Costs(F=[1, 2], hop=0.5).scaled(1000)
+        Costs(F=[1000.0, 2000.0], B=2000.0, I=1000.0, W=1000.0, hop=500.0, optimizer=0.0, tick=0.0)
+        """
+        costs: dict[str, Any] = {}
+        for name, cost in vars(self).items():
+            single = isinstance(cost, Real)
+            costs[name] = cost * factor if single else [one * factor for one in cost]
+        return Costs(**costs)
 
     def updates(self, placement: Sequence[int], num_ranks: int) -> list[float]:
         """What the optimizer takes, rank by rank."""

@@ -33,6 +33,9 @@ NAMES: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType(
 )
 """Name -> function of (num_ranks, num_microbatches); all schedules that train."""
 
+AUTO = "auto"
+"""Asks for the best table that `schedules.search` finds, where a name is wanted."""
+
 # Families with as many stages on a rank as one likes; the others have what their default has.
 _CHUNKED: Mapping[str, Callable[[int, int, int], Schedule]] = MappingProxyType(
     {"interleaved": interleaved, "looped-bfs": looped_bfs, "interleaved-zb": interleaved_zb}

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.draw import describe, summarise
+from jaxpipe.schedules.measured import measured_costs
 from jaxpipe.schedules.pictures.bars import Bar, bars_of_ticks, bars_of_times
-from jaxpipe.schedules.simulate import Costs, Lockstep, simulate
+from jaxpipe.schedules.simulate import Costs, Lockstep, Timeline, simulate
 from jaxpipe.schedules.table import Schedule
 
 
@@ -80,6 +81,32 @@ def chart_of_times(
         bars=bars_of_times(schedule, simulate(schedule, costs, lockstep)),
         unit="time",
     )
+
+
+def charts_of_measured(
+    schedule: Schedule, timelines: Sequence[Timeline], lockstep: Lockstep
+) -> list[Chart]:
+    """Two charts in seconds: the fastest of some steps, and the step simulated with their costs.
+
+    Args:
+      schedule: what ran.
+      timelines: of its steps, in seconds.
+      lockstep: the loop that it ran in.
+    """
+    measured = min(timelines, key=lambda timeline: timeline.makespan)
+    simulated = simulate(schedule, measured_costs(schedule, timelines), lockstep)
+    return [
+        Chart(
+            title=f"{describe(schedule)}: {what}",
+            note=f"{1000 * timeline.makespan:.4g} ms; bubble {timeline.bubble_fraction:.1%}",
+            placement=schedule.placement,
+            num_ranks=schedule.num_ranks,
+            bars=bars_of_times(schedule, timeline),
+            unit="s",
+            microseconds=1e6,
+        )
+        for what, timeline in (("simulated", simulated), ("measured", measured))
+    ]
 
 
 def same_unit(charts: Sequence[Chart]) -> None:

@@ -1,0 +1,3 @@
+"""The command line."""
+
+from jaxpipe.cli.main import main as main

@@ -1,0 +1,54 @@
+"""`jaxpipe train`, `jaxpipe timeline`, `jaxpipe draw`: reads a command line and runs it.
+
+Exit codes: 0, all went well; 1, a schedule in a file is wrong, and the message draws where; 2,
+something that was asked for cannot be done, and the message says what; 3, training diverged; 130,
+interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from jaxpipe import __version__
+from jaxpipe.cli.draw import Draw
+from jaxpipe.cli.timeline import Timeline
+from jaxpipe.cli.train import Train
+from jaxpipe.config import Config, read
+from jaxpipe.errors import JaxpipeError
+
+_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (by default the process's own) and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv == ["--version"]:
+        print(f"jaxpipe {__version__}")
+        return 0
+    try:
+        command = _parse(argv, Config())
+        if not isinstance(command, Draw):
+            # What the file says becomes the defaults of a second reading: options come on top.
+            command = _parse(argv, read(command.file))
+        return command.run()
+    except BrokenPipeError:  # `jaxpipe draw ... | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (JaxpipeError, OSError) as error:
+        print(f"jaxpipe: error: {error}", file=sys.stderr)
+        return _USAGE
+
+
+def _parse(argv: Sequence[str], config: Config) -> Train | Timeline | Draw:
+    train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
+    timeline = tyro.conf.subcommand("timeline", default=Timeline(file=tyro.MISSING, config=config))
+    drawing = tyro.conf.subcommand("draw")
+    return tyro.cli(
+        Annotated[Train, train] | Annotated[Timeline, timeline] | Annotated[Draw, drawing],  # pyright: ignore[reportArgumentType]
+        args=argv,
+        prog="jaxpipe",
+        description="Pipeline-parallel training in plain JAX. --version prints the version.",
+    )

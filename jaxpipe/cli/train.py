@@ -1,0 +1,81 @@
+"""`jaxpipe train CONFIG`."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxpipe.config import Config, Resume, validate
+from jaxpipe.simulate_devices import simulate_devices
+
+_DIVERGED, _INTERRUPTED = 3, 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model as a YAML file says; options change single fields of it.
+
+    An example: jaxpipe train configs/gpt-stdlib.yaml --trainer.steps 50 --run.name short
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    """The YAML file; a run's own config.yaml starts the same run again."""
+    resume: Resume = "auto"
+    """An earlier run in the same folder is continued if its configuration is the same (auto),
+    continued even if that has changed (must), or moved aside for a new one (never)."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Trains, and returns the exit code."""
+        config = validate(self.config)
+        simulate_devices(config.pipeline.ranks * config.pipeline.data)
+        from jaxpipe.train import Diverged, run  # not before devices are simulated
+
+        try:
+            with stop_signals() as should_stop:
+                outcome = run(config, resume=self.resume, should_stop=should_stop)
+        except Diverged as error:
+            print(f"jaxpipe: {error}", file=sys.stderr)
+            return _DIVERGED
+        except KeyboardInterrupt:
+            folder = Path(config.run.directory) / config.run.name / "checkpoints"
+            print(
+                f"jaxpipe: interrupted at once; older checkpoints are in {folder}", file=sys.stderr
+            )
+            return _INTERRUPTED
+        print(
+            f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
+            f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}\n"
+            f"checkpoint: {outcome.checkpoint}"
+        )
+        if outcome.ending == "interrupted":
+            print("interrupted; the same command goes on from the checkpoint")
+            return _INTERRUPTED
+        return 0
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM asks for an orderly end, and the second ends at once."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        # A handler may come in the middle of a print, and print must not be entered twice.
+        os.write(2, b"\njaxpipe: stopping after this step; once more to stop at once\n")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,150 @@
+"""`schedule="auto"`: found at the first batch, within memory, and right."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from zoo import Batch, gentle, largest_error, linen, mean_loss, unlike, vectors
+
+import jaxpipe as jp
+from jaxpipe.auto import Auto, estimate
+from jaxpipe.costs import layer_costs
+from jaxpipe.errors import JaxpipeError, PartitionError, ScheduleError
+from jaxpipe.partition import partition
+from jaxpipe.schedules import NAMES, Lockstep, Op, Schedule, by_name, simulate, verify
+from jaxpipe.stages import Stages, build_stages
+from jaxpipe.storage.parameters import parameter_layout
+
+RANKS, MICROBATCHES = 2, 6
+
+
+def engine_for(model: jp.PipelineModule, **settings: Any) -> jp.Engine:
+    return jp.initialize(
+        model, mesh=jp.make_mesh(pipe=RANKS), schedule="auto", num_microbatches=MICROBATCHES,
+        fill=float("nan"), **settings,
+    )  # fmt: skip
+
+
+def found_for(model: jp.PipelineModule, batch: Batch, **settings: Any) -> Schedule:
+    engine = engine_for(model, **settings)
+    engine.partition(batch)
+    return engine.schedule
+
+
+def stages_of(model: jp.PipelineModule, batch: Batch, schedule: Schedule) -> Stages:
+    """The stages that a schedule runs, as an engine traces them."""
+    microbatch = jax.tree.map(lambda x: x[: len(x) // MICROBATCHES], batch)
+    outline = model.outline(microbatch)
+    cut = partition(layer_costs(model, outline), schedule.num_stages, "parameters")
+    rank_of = [schedule.placement[cut.stage_of(i)] for i in range(len(model.layers))]
+    layout = parameter_layout(model.layers, outline.params, rank_of, RANKS)
+    return build_stages(model, outline, cut, schedule.placement, layout, train=True)
+
+
+@pytest.mark.parametrize("model", [gentle(6), unlike(8)], ids=["gentle", "unlike"])
+@pytest.mark.parametrize("limit", [None, 3000])
+def test_its_gradients_are_the_unsplit_models(model: jp.PipelineModule, limit: float | None):
+    batch = vectors(MICROBATCHES)
+    params = model.init(jax.random.key(0), batch)
+    want_loss, want = jax.jit(jax.value_and_grad(model.loss))(params, batch)
+    engine = engine_for(model, memory_limit=limit)
+    state = engine.init(jax.random.key(0), batch)
+    loss, grads = engine.value_and_grad(state.params, batch)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    assert largest_error(engine.logical(grads), want) < 1e-6
+    verify(engine.schedule)
+
+
+def test_it_is_as_fast_as_every_named_schedule_within_memory():
+    model, batch = gentle(6), vectors(MICROBATCHES)
+    found = found_for(model, batch, num_chunks=1)
+    costs, kept, split = estimate(stages_of(model, batch, found))
+    assert split
+    lockstep = Lockstep("all")
+    limit = kept.I * RANKS  # pyright: ignore[reportOperatorIssue]
+    assert max(kept.peaks(found)) <= limit
+    fastest = simulate(found, costs, lockstep).makespan
+    within = 0
+    for name in NAMES:
+        table = by_name(name, RANKS, MICROBATCHES)
+        if table.placement == found.placement and max(kept.peaks(table)) <= limit:
+            within += 1
+            assert fastest <= simulate(table, costs, lockstep).makespan * 1.01
+    assert within >= 2
+
+
+def test_less_memory_is_kept_to():
+    model, batch = linen(5), vectors(12)
+    roomy = found_for(model, batch, num_chunks=1)
+    _, kept, _ = estimate(stages_of(model, batch, roomy))
+    limit = 1.5 * max(kept.peaks(by_name("gpipe", RANKS, 1)))
+    tight = found_for(model, batch, num_chunks=1, memory_limit=limit)
+    assert max(kept.peaks(tight)) <= limit < max(kept.peaks(roomy))
+
+
+def test_the_least_that_is_needed_is_said():
+    with pytest.raises(ScheduleError, match="one microbatch in all of its stages takes"):
+        found_for(gentle(6), vectors(6), memory_limit=10)
+
+
+class Switch(nn.Module):
+    """Its backward is one `cond`, which computes both gradients."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        w = self.param("w", nn.initializers.normal(), (x.shape[-1], x.shape[-1]))
+        twice = lambda x, w: jnp.tanh(x @ w) * 2
+        return lax.cond(x[0, 0] > 0, twice, lambda x, w: x @ w, x, w)
+
+
+def test_a_backward_that_cannot_be_cut_stays_whole():
+    layers = [*[jp.LayerSpec(Switch)] * 4, jp.LayerSpec(nn.Dense, 3)]
+    found = found_for(jp.PipelineModule(layers, mean_loss), vectors(6))
+    assert {action.op for action in found.ticks()} == {Op.F, Op.B}
+
+
+def test_a_model_of_few_layers_gets_few_stages():
+    assert found_for(gentle(2), vectors(6)).num_stages == 2
+    assert found_for(gentle(3), vectors(6)).num_stages == 2
+    with pytest.raises(PartitionError, match="stages"):
+        found_for(gentle(1), vectors(6))
+
+
+def test_a_model_that_asks_for_stages_gets_them():
+    for count in (2, 4):
+        model = jp.PipelineModule(
+            [*[jp.LayerSpec(nn.Dense, 8)] * 5, jp.LayerSpec(nn.Dense, 3)], mean_loss,
+            num_stages=count,
+        )  # fmt: skip
+        assert found_for(model, vectors(6)).num_stages == count
+    assert found_for(gentle(6), vectors(6), num_chunks=1).num_stages == 2
+
+
+def test_before_a_batch_there_is_no_schedule():
+    with pytest.raises(JaxpipeError, match="has seen no batch"):
+        _ = engine_for(gentle(4)).schedule
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (dict(num_microbatches=0), "num_microbatches=0"),
+        (dict(num_chunks=0), "num_chunks=0"),
+        (dict(memory_limit=-1.0), "memory_limit=-1.0"),
+        (dict(memory_limit=float("nan")), "memory_limit=nan"),
+        (dict(num_microbatches=None), "needs num_microbatches"),
+        (dict(schedule="1f1b", memory_limit=5.0), "only 'auto' chooses by memory"),
+    ],
+)
+def test_mistakes_are_told_at_once(settings: dict[str, Any], part: str):
+    given: dict[str, Any] = dict(schedule="auto", num_microbatches=4) | settings
+    with pytest.raises(ScheduleError, match=part):
+        jp.initialize(gentle(4), mesh=jp.make_mesh(pipe=2), **given)
+
+
+def test_the_loop_that_will_run_is_the_one_that_is_simulated():
+    assert Auto.on(jp.make_mesh(pipe=2), 4, None, None).lockstep == Lockstep("all")
