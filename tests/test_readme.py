@@ -142,3 +142,17 @@ def test_decisions_are_numbered():
     numbers = [path.name[:4] for path in sorted((REPOSITORY / "docs/decisions").glob("*.md"))]
     assert numbers == [f"{i:04}" for i, _ in enumerate(numbers, 1)] != []
     assert all(a != b for a, b in itertools.pairwise(numbers))
+
+
+def test_the_table_of_what_auto_finds_is_real(capsys):
+    document = REPOSITORY / "docs" / "schedules.md"
+    commands = re.findall(r"^jaxpipe (draw --compare .* auto .*)$", document.read_text(), re.M)
+    rows = re.findall(
+        r"^\| .* \| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \|$", document.read_text(), re.M
+    )
+    for command, row in zip(commands, rows, strict=True):
+        assert cli.main(command.split()) == 0
+        lines = capsys.readouterr().out.splitlines()
+        found = {line.split()[0]: line.split()[5] for line in lines if len(line.split()) > 6}
+        assert row == (row[0], found[row[0]], found["auto"])
+        assert float(row[2]) < float(row[1])
