@@ -2,14 +2,13 @@
 
     python benchmarks/compile_time.py --rounds 3
 
-Compares M = 64 with M = 4, and the pipeline with the unpipelined step; see benchmarks/step_time.py
+Compares M = 64 with M = 4, and the pipeline with the unpipelined step; see benchmarks/rounds.py
 for how runs alternate.
 """
 
 import argparse
-import statistics
 
-from step_time import run
+from rounds import Rounds
 
 VARIANTS = {
     "plain": "--ranks 0",
@@ -23,15 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rounds = [
-        {name: run(arguments, steps=1)["compile"] for name, arguments in VARIANTS.items()}
-        for _ in range(options.rounds)
-    ]
+    found = Rounds(VARIANTS, options.rounds, steps=1)
     for name in VARIANTS:
-        print(f"{name:16s} {statistics.median(r[name] for r in rounds):6.2f} s")
+        print(f"{name:16s} {found.median(name, 'compile'):6.2f} s")
     for above, below in (("1f1b S=4 M=64", "1f1b S=4 M=4"), ("1f1b S=4 M=16", "plain")):
-        ratio = statistics.median(r[above] / r[below] for r in rounds)
-        print(f"{above} / {below}: {ratio:.2f}")
+        print(f"{above} / {below}: {found.ratio(above, below, 'compile'):.2f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import glob
 import re
 import tempfile
 
-from step_time import run
+from rounds import run
 
 VARIANTS = {
     "plain": "--ranks 0",

@@ -1,17 +1,17 @@
 """Schedules on two ranks and two cores, where idle time costs: measured beside simulated.
 
-    python benchmarks/schedules.py --rounds 3
+    python benchmarks/schedules.py --rounds 4
 
-Every round runs each schedule in a process of its own; ratios are to the first within a round.
-"simulated" is the schedule in lockstep with the times that each op of each stage took in those very
-runs: it says whether the simulator knows where a schedule's time goes.
+Every round runs each schedule in a process of its own; ratios are to the first within a round, and
+those of compile times to the first that has as many stages on a rank. "makespan" is a step from its
+first action to its last, by its profile; "simulated" is the schedule in lockstep with what ops,
+ticks and meetings took in those very runs: it says whether the simulator knows where a schedule's
+time goes. Seven blocks and a head about as heavy as a block make two or four equal stages.
 """
 
 import argparse
-import statistics
-import sys
 
-from step_time import run
+from rounds import Rounds
 
 SCHEDULES = (
     "1f1b",
@@ -22,42 +22,40 @@ SCHEDULES = (
     "zb-h2",
     "interleaved-zb",
     "zb-v",
+    "v-half",
+    "auto",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--arguments", default="--partition flops", help="more for workload.py")
+    parser.add_argument("--microbatches", type=int, default=4)
+    parser.add_argument("--arguments", default="--layers 7", help="more for workload.py")
     parser.add_argument("schedules", nargs="*", default=SCHEDULES)
     options = parser.parse_args()
-    rounds = []
-    for number in range(options.rounds):
-        found = {}
-        for name in options.schedules:
-            arguments = (
-                f"--ranks {options.ranks} --schedule {name} --timelines 3 {options.arguments}"
-            )
-            found[name] = run(arguments, options.steps)
-        rounds.append(found)
-        shown = ", ".join(f"{name} {r['step']:.2f} s" for name, r in found.items())
-        print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
+    all_alike = (
+        f"--ranks {options.ranks} --microbatches {options.microbatches} --timelines 6"
+        f" {options.arguments} --schedule"
+    )
+    variants = {name: f"{all_alike} {name}" for name in options.schedules}
+    found = Rounds(variants, options.rounds, options.steps)
     base = options.schedules[0]
     print(
-        f"{'schedule':16s} {'step s':>7s} {'ratio':>6s} {'makespan':>9s} {'simulated':>10s}"
-        f" {'ratio':>6s} {'temporaries':>12s}"
+        f"{'schedule':16s} {'step s':>7s} {'ratio':>6s} {'makespan':>9s} {'ratio':>6s}"
+        f" {'simulated':>10s} {'ratio':>6s} {'compile':>8s} {'temporaries':>12s}"
     )
+    first: dict[float, str] = {}
     for name in options.schedules:
-        median = lambda key, name=name: statistics.median(r[name][key] for r in rounds)
-        ratio = lambda key, name=name: statistics.median(
-            r[name][key] / r[base][key] for r in rounds
-        )
+        alike = first.setdefault(found.median(name, "chunks"), name)
         print(
-            f"{name:16s} {median('step'):7.2f} {ratio('step'):6.2f} {median('makespan'):9.2f}"
-            f" {median('simulated'):10.2f} {ratio('simulated'):6.2f}"
-            f" {median('temporaries') / 1e6:9.1f} MB"
+            f"{name:16s} {found.median(name, 'step'):7.3f} {found.ratio(name, base, 'step'):6.2f}"
+            f" {found.median(name, 'makespan'):9.3f} {found.ratio(name, base, 'makespan'):6.2f}"
+            f" {found.median(name, 'simulated'):10.3f} {found.ratio(name, base, 'simulated'):6.2f}"
+            f" {found.ratio(name, alike, 'compile'):8.2f}"
+            f" {found.median(name, 'temporaries') / 1e6:9.1f} MB"
         )
 
 

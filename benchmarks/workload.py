@@ -160,7 +160,7 @@ def main() -> None:
         compiled = engine.compiled(state, batch)
         advance = lambda state: engine.train_batch(state, batch)
         watched = lambda state: engine.timeline(state, batch)[::2]
-        schedule = engine.schedule
+        schedule = engine.schedule  # "auto" has found it by now
         loss_of = lambda metrics: metrics["loss"]
     else:
         params = model.init(jax.random.key(0), batch)
@@ -205,6 +205,7 @@ def main() -> None:
     )
     if timelines:
         result |= beside_simulation(schedule, timelines, options.picture)
+        result |= dict(chunks=schedule.num_chunks)
     print(json.dumps(result))
 
 
