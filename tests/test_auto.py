@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from zoo import Batch, gentle, largest_error, linen, mean_loss, unlike, vectors
@@ -57,6 +58,29 @@ def test_its_gradients_are_the_unsplit_models(model: jp.PipelineModule, limit: f
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     assert largest_error(engine.logical(grads), want) < 1e-6
     verify(engine.schedule)
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_every_function_of_the_engine_works_with_it(data: int):
+    model, batch = gentle(6), vectors(2 * MICROBATCHES)
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=RANKS, data=data), optimizer=optax.sgd(0.1),
+        schedule="auto", num_microbatches=MICROBATCHES,
+    )  # fmt: skip
+    abstract = engine.abstract_state(batch)
+    state = engine.init(jax.random.key(0), batch)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, abstract)
+    params = engine.logical(state.params)
+    outputs = model.apply(params, batch)
+    np.testing.assert_allclose(engine.predict(state, batch), outputs, rtol=1e-5, atol=1e-6)
+    want, grads = jax.value_and_grad(model.loss)(params, batch)
+    np.testing.assert_allclose(engine.eval_batch(state, batch)["loss"], want, rtol=1e-6)
+    placed = engine.place(params)
+    state, metrics = engine.train_batch(state, batch)
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-6)
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    assert largest_error(engine.logical(state.params), moved) < 1e-6
+    assert largest_error(engine.logical(placed), params) == 0
 
 
 def test_it_is_as_fast_as_every_named_schedule_within_memory():

@@ -1,5 +1,7 @@
 """All schedules at all sizes, their names and their drawings; formulas of those without chunks."""
 
+import functools
+import inspect
 import pathlib
 
 import pytest
@@ -22,6 +24,7 @@ from jaxpipe.schedules import (
 )
 from jaxpipe.schedules.families.fill import fill
 
+MOST_LINES = 40
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 CHUNKED = ["interleaved", "looped-bfs", "interleaved-zb"]
 ON_A_V = ["zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v"]
@@ -40,6 +43,13 @@ def test_makespan_and_bubble_follow_the_formulas(schedule_of, num_ranks):
         timeline = simulate(schedule, Costs(F=1, B=2))
         assert timeline.makespan == 3 * (m + num_ranks - 1)
         assert timeline.bubble_fraction == pytest.approx((num_ranks - 1) / (m + num_ranks - 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_is_said_in_few_lines(name):
+    make = NAMES[name]
+    function = make.func if isinstance(make, functools.partial) else make
+    assert len(inspect.getsource(function).splitlines()) <= MOST_LINES
 
 
 @all_ranks
