@@ -8,7 +8,7 @@ for how runs alternate.
 
 import argparse
 
-from rounds import Rounds
+from rounds import run_rounds
 
 VARIANTS = {
     "plain": "--ranks 0",
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    found = Rounds(VARIANTS, options.rounds, steps=1)
+    found = run_rounds(VARIANTS, options.rounds, steps=1)
     for name in VARIANTS:
         print(f"{name:16s} {found.median(name, 'compile'):6.2f} s")
     for above, below in (("1f1b S=4 M=64", "1f1b S=4 M=4"), ("1f1b S=4 M=16", "plain")):

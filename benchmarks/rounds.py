@@ -1,5 +1,6 @@
 """Rounds of processes, one after the other, so that a noisy machine is noisy for all of them."""
 
+import dataclasses
 import json
 import os
 import statistics
@@ -24,21 +25,30 @@ def run(variant: str, steps: int) -> dict[str, Any]:
     return result | dict(step=statistics.median(result["steps"]))
 
 
+@dataclasses.dataclass(frozen=True)
 class Rounds:
-    """What some rounds gave: every variant runs once in each."""
+    """What some rounds gave: every variant runs once in each.
 
-    def __init__(self, variants: Mapping[str, str], rounds: int, steps: int):
-        self._rounds: list[dict[str, dict[str, Any]]] = []
-        for number in range(rounds):
-            found = {name: run(arguments, steps) for name, arguments in variants.items()}
-            self._rounds.append(found)
-            shown = ", ".join(f"{name} {r['step']:.2f} s" for name, r in found.items())
-            print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
+    Attributes:
+      found: round by round, {variant: its numbers}.
+    """
+
+    found: list[dict[str, dict[str, Any]]]
 
     def median(self, name: str, key: str) -> float:
         """Of a variant's numbers."""
-        return statistics.median(found[name][key] for found in self._rounds)
+        return statistics.median(each[name][key] for each in self.found)
 
     def ratio(self, name: str, base: str, key: str) -> float:
         """The median of a variant's number over another's, taken within a round."""
-        return statistics.median(found[name][key] / found[base][key] for found in self._rounds)
+        return statistics.median(each[name][key] / each[base][key] for each in self.found)
+
+
+def run_rounds(variants: Mapping[str, str], rounds: int, steps: int) -> Rounds:
+    """Runs every variant in every round, and says on the way what its steps took."""
+    found = []
+    for number in range(rounds):
+        found.append({name: run(arguments, steps) for name, arguments in variants.items()})
+        shown = ", ".join(f"{name} {each['step']:.2f} s" for name, each in found[-1].items())
+        print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
+    return Rounds(found)

@@ -11,7 +11,7 @@ time goes. Seven blocks and a head about as heavy as a block make two or four eq
 
 import argparse
 
-from rounds import Rounds
+from rounds import run_rounds
 
 SCHEDULES = (
     "1f1b",
@@ -41,7 +41,7 @@ def main() -> None:
         f" {options.arguments} --schedule"
     )
     variants = {name: f"{all_alike} {name}" for name in options.schedules}
-    found = Rounds(variants, options.rounds, options.steps)
+    found = run_rounds(variants, options.rounds, options.steps)
     base = options.schedules[0]
     print(
         f"{'schedule':16s} {'step s':>7s} {'ratio':>6s} {'makespan':>9s} {'ratio':>6s}"

@@ -8,7 +8,7 @@ median is printed. The workload is that of benchmarks/workload.py.
 
 import argparse
 
-from rounds import Rounds
+from rounds import run_rounds
 
 VARIANTS = {
     "plain": "--ranks 0",
@@ -27,7 +27,7 @@ def main() -> None:
     variants = VARIANTS
     if options.variant:
         variants = dict(v.split(":", 1) for v in options.variant)
-    found = Rounds(variants, options.rounds, options.steps)
+    found = run_rounds(variants, options.rounds, options.steps)
     base = next(iter(variants))
     print(
         f"{'variant':24s} {'step s':>8s} {'ratio':>7s} {'cpu s':>7s} {'compile ratio':>14s}"

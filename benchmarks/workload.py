@@ -7,8 +7,9 @@ in float32. `--model gpt` is jaxpipe.models.gpt, whose layers are written to lea
 XLA's CPU backend to do; `--model stock` is the same network of Flax's own LayerNorm, attention and
 Dense.
 `--ranks 0` is the same layers in plain JAX, unrolled, with gradients accumulated over the
-microbatches by a scan. Prints one line of JSON: seconds to compile, seconds of each step, bytes of
-temporaries, the loss.
+microbatches by a scan. Prints one line of JSON: seconds to settle (for "auto" with its search), to
+compile and of each step, CPU seconds of a step, bytes of temporaries, the loss; with `--timelines`
+also costs, and the makespan measured and simulated.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timelines", type=int, default=0, help="steps to measure action by action"
     )
-    parser.add_argument("--picture", help="draw the last of these and its simulation to this file")
+    parser.add_argument("--picture", help="draw the fastest of these, and its simulation, here")
     return parser.parse_args()
 
 
@@ -119,18 +120,19 @@ def plain_step(model: Any, optimizer: Any, num_microbatches: int) -> Any:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def beside_simulation(schedule: Any, timelines: list[Any], picture: str | None) -> dict[str, Any]:
+def beside_simulation(engine: Any, timelines: list[Any], picture: str | None) -> dict[str, Any]:
     """What each op takes, by stage, and the makespan measured and simulated with that."""
-    from jaxpipe.schedules import Lockstep, measured_costs, pictures, simulate
+    from jaxpipe.schedules import measured_costs, pictures, simulate
 
-    lockstep = Lockstep("all")  # as XLA runs permutes on CPU
+    schedule, lockstep = engine.schedule, engine.lockstep
     costs = measured_costs(schedule, timelines)
     if picture:
         with open(picture, "w") as file:
             file.write(pictures.svg(pictures.charts_of_measured(schedule, timelines, lockstep)))
     makespan = statistics.median(t.makespan for t in timelines)
     simulated = simulate(schedule, costs, lockstep).makespan
-    return dict(costs=dataclasses.asdict(costs), makespan=makespan, simulated=simulated)
+    found = dict(costs=dataclasses.asdict(costs), makespan=makespan, simulated=simulated)
+    return found | dict(chunks=schedule.num_chunks, schedule=schedule.name)
 
 
 def main() -> None:
@@ -147,7 +149,8 @@ def main() -> None:
     optimizer = optax.adamw(3e-4)
     state: Any
     watched: Any = None  # there is nothing to watch without a pipeline
-    schedule: Any = None
+    engine: Any = None
+    settle_seconds = 0.0
     if options.ranks:
         remat = int(options.remat) if options.remat.isdigit() else options.remat
         engine = jp.initialize(
@@ -155,12 +158,14 @@ def main() -> None:
             schedule=options.schedule, num_microbatches=options.microbatches, remat=remat,
             num_chunks=options.chunks,
         )  # fmt: skip
+        start = time.perf_counter()
+        engine.partition(batch)
+        settle_seconds = time.perf_counter() - start
         state = engine.init(jax.random.key(0), batch)
         start = time.perf_counter()
         compiled = engine.compiled(state, batch)
         advance = lambda state: engine.train_batch(state, batch)
         watched = lambda state: engine.timeline(state, batch)[::2]
-        schedule = engine.schedule  # "auto" has found it by now
         loss_of = lambda metrics: metrics["loss"]
     else:
         params = model.init(jax.random.key(0), batch)
@@ -197,6 +202,7 @@ def main() -> None:
     cpu = (spent.user - before.user + spent.system - before.system) / (options.steps + 1)
     memory = compiled.memory_analysis()
     result = dict(
+        settle=settle_seconds,
         compile=compile_seconds,
         steps=seconds[1:],
         cpu=cpu,
@@ -204,8 +210,7 @@ def main() -> None:
         loss=loss,
     )
     if timelines:
-        result |= beside_simulation(schedule, timelines, options.picture)
-        result |= dict(chunks=schedule.num_chunks)
+        result |= beside_simulation(engine, timelines, options.picture)
     print(json.dumps(result))
 
 

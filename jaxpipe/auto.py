@@ -5,25 +5,70 @@ What a microbatch keeps is counted in bytes, as the executor will lay it out.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxpipe.backward import StageCode
 from jaxpipe.costs import flops
 from jaxpipe.errors import LayerError, PartitionError, ScheduleError
 from jaxpipe.executor.actions import left_packing, stash_packing
-from jaxpipe.mesh import PIPE, axis_size
-from jaxpipe.schedules import Costs, Found, Kept, Lockstep, placements, search
-from jaxpipe.schedules.simulate import at_stage
+from jaxpipe.schedules import (
+    MOST_CHUNKS,
+    Costs,
+    Found,
+    Kept,
+    Lockstep,
+    Schedule,
+    placements,
+    search,
+)
 from jaxpipe.stages import Stages
 
-# Stages on a rank, where nobody says how many: more of them compile longer.
-_CHUNKS = 2
 # A schedule with more stages, or more memory, must be faster by this share to be taken.
 _WORTH = 0.01
+# How often the limit is lowered when what a table keeps at one time fits, but not all its rows.
+_TRIES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What the ops of each stage cost.
+
+    Attributes:
+      costs: FLOPs.
+      row: bytes that a microbatch keeps in a stage: rows of the stash fit every stage.
+      left: bytes that I leaves beside it.
+      split: whether every stage's backward can be cut into I and W.
+    """
+
+    costs: Costs
+    row: int
+    left: int
+    split: bool
+
+    @classmethod
+    def of(cls, stages: Stages) -> "Estimate":
+        """Counts what the ops of each stage take and keep, from shapes alone."""
+        try:
+            left, split = left_packing(stages.stations).bytes, True
+        except LayerError:
+            left, split = 0, False
+        work = [_work(s.code, split) for s in stages.stations if s.code is not None]
+        by_stage = [work[code] for code in stages.codes]
+        costs: Any = {op: [one[op] for one in by_stage] for op in "FBIW"}
+        return cls(Costs(**costs), stash_packing(stages.stations).bytes, left, split)
+
+    @property
+    def kept(self) -> Kept:
+        """What a microbatch keeps after F, and after I."""
+        return Kept(F=self.row, I=self.row + self.left)
+
+    def allocated(self, schedule: Schedule) -> int:
+        """Bytes of all rows that the busiest ranks need, as every rank has them."""
+        rows, left = Kept(F=1, I=1).peaks(schedule), Kept(F=0, I=1).peaks(schedule)
+        return int(max(rows) * self.row + max(left) * self.left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,45 +76,50 @@ class Auto:
     """A schedule that is still to be found, when the shapes of a batch are known.
 
     Attributes:
-      num_ranks: places in the pipeline.
+      placements: stage -> rank, of each placement that may be taken; few stages come first.
       num_microbatches: how many microbatches a batch is cut into.
-      num_chunks: the most stages on a rank.
-      memory_limit: bytes that a rank may keep for its backwards; without it, as many microbatches
-        as the first rank of 1F1B keeps, each with what I leaves beside it.
+      memory_limit: bytes that a rank may have for what its backwards need; without it, so many
+        microbatches as there are ranks, each with what I leaves.
       lockstep: the loop that will run it.
     """
 
-    num_ranks: int
+    placements: tuple[tuple[int, ...], ...]
     num_microbatches: int
-    num_chunks: int
     memory_limit: float | None
     lockstep: Lockstep
 
     @classmethod
     def on(
         cls,
-        mesh: Mesh,
+        num_ranks: int,
         num_microbatches: int,
+        *,
         num_chunks: int | None,
+        num_stages: int | None,
         memory_limit: float | None,
+        lockstep: Lockstep,
     ) -> "Auto":
-        """What to look for on a mesh.
+        """What to look for on so many ranks; the arguments of `jaxpipe.initialize`.
 
         Raises:
-          ScheduleError: a count below 1, or a limit that is no positive number.
+          ScheduleError: a count below 1, a limit that is no positive number, or no placement that
+            has `num_stages`.
         """
         if num_microbatches < 1:
             raise ScheduleError(f"got num_microbatches={num_microbatches}; expected at least 1.")
-        if num_chunks is not None and num_chunks < 1:
-            raise ScheduleError(f"got num_chunks={num_chunks}; expected at least 1.")
         if memory_limit is not None and not memory_limit > 0:
             raise ScheduleError(f"got memory_limit={memory_limit}; expected a number of bytes.")
-        # XLA lets all ranks meet at each permute on CPU, only those that a link joins elsewhere.
-        lockstep = Lockstep("all" if mesh.devices.flat[0].platform == "cpu" else "links")
-        chunks = _CHUNKS if num_chunks is None else num_chunks
-        return cls(axis_size(mesh, PIPE), num_microbatches, chunks, memory_limit, lockstep)
+        known = placements(num_ranks, MOST_CHUNKS if num_chunks is None else num_chunks)
+        fit = [stages for stages in known if num_stages in (None, len(stages))]
+        if not fit:
+            counts = sorted({len(stages) for stages in known})
+            raise ScheduleError(
+                f"the model asks for num_stages={num_stages}; on {num_ranks} ranks 'auto' tries"
+                f" {' or '.join(map(str, counts))}. Leave num_stages out, or set num_chunks."
+            )
+        return cls(tuple(fit), num_microbatches, memory_limit, lockstep)
 
-    def find(self, build: Callable[[Sequence[int]], Stages]) -> Found:
+    def find(self, build: Callable[[Sequence[int]], Stages]) -> Schedule:
         """The fastest schedule within memory; of those as fast, the one with fewest stages.
 
         Args:
@@ -81,57 +131,55 @@ class Auto:
         """
         found: list[Found] = []
         errors: list[ScheduleError | PartitionError] = []
-        limit = self.memory_limit
-        estimates: dict[int, Estimate] = {}
-        for placement in placements(self.num_ranks, self.num_chunks):
-            count = len(placement)
+        limit, estimates = self.memory_limit, {}
+        for placement in self.placements:
             try:
-                if count not in estimates:
-                    estimates[count] = estimate(build(placement))
-                costs, kept, split = estimates[count]
-                if limit is None:  # one stage on each rank comes first
-                    limit = at_stage(kept.I, 0) * min(self.num_ranks, self.num_microbatches)
-                one = search(
-                    placement, self.num_microbatches, costs, kept=kept, memory_limit=limit,
-                    split=split, lockstep=self.lockstep,
-                )  # fmt: skip
-                found.append(one)
+                if len(placement) not in estimates:
+                    estimates[len(placement)] = Estimate.of(build(placement))
+                estimate = estimates[len(placement)]
+                limit = self._default(placement, estimate) if limit is None else limit
+                found += self._within(placement, estimate, limit)
             except (ScheduleError, PartitionError) as error:
                 errors.append(error)
         if not found:
-            raise errors[0]
+            # What the model cannot have says less than what does not fit into memory.
+            raise min(errors, key=lambda error: isinstance(error, PartitionError))
         fastest = min(one.makespan for one in found) * (1 + _WORTH)
         return min(
             (one for one in found if one.makespan <= fastest),
             key=lambda one: (one.schedule.num_stages, max(one.memory), one.makespan),
-        )
+        ).schedule
 
+    def _default(self, placement: Sequence[int], estimate: Estimate) -> float:
+        """So many microbatches in all stages of a rank as there are ranks."""
+        num_ranks = 1 + max(placement)
+        held = min(num_ranks, self.num_microbatches) * len(placement) / num_ranks
+        return held * (estimate.row + estimate.left)
 
-class Estimate(NamedTuple):
-    """What the ops of each stage cost.
+    def _within(
+        self, placement: Sequence[int], estimate: Estimate, limit: float
+    ) -> Iterator[Found]:
+        """Tables whose rows all fit, with whole backwards, and with split ones where there are any.
 
-    Attributes:
-      costs: FLOPs.
-      kept: bytes; stages share rows of the stash, so that each takes as much as the largest.
-      split: whether every stage's backward can be cut into I and W.
-    """
-
-    costs: Costs
-    kept: Kept
-    split: bool
-
-
-def estimate(stages: Stages) -> Estimate:
-    """Counts what the ops of each stage take and keep, from shapes alone."""
-    try:
-        left, split = left_packing(stages.stations).bytes, True
-    except LayerError:
-        left, split = 0, False
-    work = [_work(s.code, split) for s in stages.stations if s.code is not None]
-    by_stage = [work[code] for code in stages.codes]
-    costs: Any = {op: [one[op] for one in by_stage] for op in "FBIW"}
-    row = stash_packing(stages.stations).bytes
-    return Estimate(Costs(**costs), Kept(F=row, I=row + left), split)
+        The search knows what is kept at one time; the rows of F and those of I may be needed most
+        at different times, and on different ranks.
+        """
+        look = lambda most, split: search(
+            placement, self.num_microbatches, estimate.costs, kept=estimate.kept,
+            memory_limit=most, split=split, lockstep=self.lockstep,
+        )  # fmt: skip
+        yield look(limit, False)
+        most = limit
+        for _ in range(_TRIES if estimate.split else 0):
+            try:
+                found = look(most, True)
+            except ScheduleError:
+                return
+            needed = estimate.allocated(found.schedule)
+            if needed <= limit:
+                yield found
+                return
+            most *= limit / needed
 
 
 def _work(code: StageCode, split: bool) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxpipe import jaxpr as jaxprs
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import LayerCost
 from jaxpipe.spec import num_bytes, num_elements
@@ -34,7 +35,25 @@ def layer_costs(model: PipelineModule, outline: Outline) -> tuple[LayerCost, ...
 
 
 def flops(fn: Callable[..., Any], *args: PyTree) -> float:
-    """What a function of abstract `args` computes, by XLA's analysis before optimisation."""
+    """What a function of abstract `args` computes, by XLA's analysis before optimisation.
+
+    XLA counts the body of a loop once; those of `lax.scan` count here as often as they run.
+    """
+    closed, _ = jaxprs.trace(fn, *args)
+    return _once(fn, *args) + _repeated(closed)
+
+
+def _once(fn: Callable[..., Any], *args: PyTree) -> float:
     analysis: Any = jax.jit(fn).lower(*args).cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return float(analysis.get("flops", 0))
+
+
+def _repeated(closed: jaxprs.ClosedJaxpr) -> float:
+    """What the iterations of scans compute beyond one each."""
+    total = 0.0
+    for scan in jaxprs.loops(closed):
+        run = lambda *args, body=scan.body: jaxprs.call(body, args)
+        once, more = _once(run, *jaxprs.input_specs(scan.body)), _repeated(scan.body)
+        total += (scan.length - 1) * once + scan.length * more
+    return total

@@ -11,7 +11,7 @@ from jaxpipe.executor.program import Program
 from jaxpipe.machine import Machine
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
-from jaxpipe.schedules import Schedule, Timeline
+from jaxpipe.schedules import Lockstep, Schedule, Timeline
 from jaxpipe.stages import Remat
 from jaxpipe.state import TrainState
 from jaxpipe.storage import Placed
@@ -43,6 +43,7 @@ class Engine(NamedTuple):
       timeline: `(state, batch) -> (state, metrics, Timeline)`: a train step, and when each rank's
         actions began and ended, in seconds. The first step of a process is slower than others.
       training_schedule: `() -> Schedule`; read it as `schedule`.
+      lockstep: how the ranks wait for each other in this engine's loop, for `schedules.simulate`.
     """
 
     init: Callable[[jax.Array, Batch], TrainState]
@@ -58,6 +59,7 @@ class Engine(NamedTuple):
     compiled: Callable[[TrainState, Batch], Any]
     timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
     training_schedule: Callable[[], Schedule]
+    lockstep: Lockstep
 
     @property
     def schedule(self) -> Schedule:
@@ -95,8 +97,9 @@ def initialize(
         `Schedule` says it itself.
       num_chunks: how many stages each rank owns, for schedules that leave it open (interleaved,
         looped-bfs, interleaved-zb; 2 by default); for "auto" the most that it may try.
-      memory_limit: for "auto", bytes that a rank may keep between forwards and their backwards;
-        without it, as much as num_ranks microbatches take, which is what 1F1B holds.
+      memory_limit: for "auto", bytes that a rank may have for what backwards need of their
+        forwards, and W of I; mailboxes come on top. Without it, as much as num_ranks microbatches
+        take after I, so that ZB-H1 fits.
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
@@ -108,7 +111,7 @@ def initialize(
       ScheduleError: when the schedule is unknown, wrong, or not for this mesh and model.
       LayerError: when `remat` means nothing.
     """
-    wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit)
+    wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit, remat)
     machine = Machine(model, mesh, optimizer, wanted, remat, check_ids, fill)
     return Engine(
         init=machine.init,
@@ -124,4 +127,5 @@ def initialize(
         compiled=machine.compiled,
         timeline=machine.timeline,
         training_schedule=machine.schedule,
+        lockstep=machine.lockstep,
     )

@@ -130,6 +130,11 @@ def loop(eqn: Eqn) -> Loop:
     return Loop(opened(params["jaxpr"]), *counts, *settings)
 
 
+def loops(closed: ClosedJaxpr) -> list[Loop]:
+    """The scans among a jaxpr's equations."""
+    return [loop(eqn) for eqn in closed.jaxpr.eqns if eqn.primitive.name == "scan"]
+
+
 def signature(eqns: Sequence[Eqn], targets: Sequence[Var], inputs: Sequence[Var]) -> Hashable:
     """Equal for equations that do the same with corresponding inputs.
 

@@ -27,7 +27,7 @@ from jaxpipe.stages import Remat, build_stages, check_remat
 from jaxpipe.state import TrainState
 from jaxpipe.step import Step
 from jaxpipe.storage import Layout, Placed, abstract_placed, logical, place, specs
-from jaxpipe.structure import Structure, settle
+from jaxpipe.structure import Structure, lockstep_on, settle
 from jaxpipe.timeline import measure
 
 PyTree = Any
@@ -52,6 +52,7 @@ class Machine:
         self._model, self._mesh, self._optimizer = model, mesh, optimizer
         self._num_data = axis_size(mesh, DATA)
         self._wanted = schedule
+        self.lockstep = lockstep_on(mesh, remat)
         self._remat, self._check_ids, self._fill = remat, check_ids, fill
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
@@ -91,8 +92,7 @@ class Machine:
                 self._model, outline, settled.partition, table.placement, settled.layout,
                 remat=self._remat, train=train,
             )  # fmt: skip
-            # Recomputation saves memory that a fused last stage would spend again.
-            fuse = train and self._remat == "none"
+            fuse = train and self.lockstep.fuse
             program = lower(table, stages.codes, stages.first_layers, fuse=fuse)
             return Step(
                 program, stages.stations, settled.layout, table.num_microbatches, self._num_data,
@@ -109,7 +109,7 @@ class Machine:
     def _seen(self, what: str) -> Structure:
         if self._structure is None:
             raise JaxpipeError(
-                f"the engine has seen no batch, so it does not know its {what} yet. Call"
+                "the engine has seen no batch, so it does not know its stages yet. Call"
                 f" engine.partition(batch) or engine.init(key, batch) before engine.{what}."
             )
         return self._structure
@@ -288,7 +288,7 @@ class Machine:
     # Logical trees.
 
     def place(self, tree: Logical) -> Placed:  # noqa: D102
-        return place(self._seen("placement").layout, self._mesh, tree)
+        return place(self._seen("place").layout, self._mesh, tree)
 
     def logical(self, placed: Placed) -> PyTree:  # noqa: D102
         return logical(placed)

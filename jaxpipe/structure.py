@@ -8,13 +8,13 @@ from jax.sharding import Mesh
 
 from jaxpipe.auto import Auto
 from jaxpipe.costs import layer_costs
-from jaxpipe.errors import PartitionError, ScheduleError
+from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import check_runnable
 from jaxpipe.mesh import PIPE, axis_size, check_mesh
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition, partition
-from jaxpipe.schedules import AUTO, Schedule, by_name, verify
+from jaxpipe.schedules import AUTO, Lockstep, Schedule, by_name, verify
 from jaxpipe.stages import Remat, Stages, build_stages
 from jaxpipe.storage import Layout
 from jaxpipe.storage.parameters import parameter_layout
@@ -53,11 +53,6 @@ def settle(
     costs = layer_costs(model, outline)
 
     def cut(placement: Sequence[int]) -> tuple[Partition, Layout]:
-        if model.num_stages not in (None, len(placement)):
-            raise PartitionError(
-                f"the model asks for num_stages={model.num_stages}, but the schedule has"
-                f" {len(placement)} stages. Leave num_stages out, or choose other chunks."
-            )
         found = partition(costs, len(placement), model.partition_method)
         rank_of = [placement[found.stage_of(i)] for i in range(len(model.layers))]
         return found, parameter_layout(model.layers, outline.params, rank_of, 1 + max(placement))
@@ -66,9 +61,19 @@ def settle(
         found, layout = cut(placement)
         return build_stages(model, outline, found, placement, layout, remat=remat, train=True)
 
-    table = wanted.find(trace).schedule if isinstance(wanted, Auto) else wanted
+    table = wanted.find(trace) if isinstance(wanted, Auto) else wanted
     found, layout = cut(table.placement)
     return Structure(table, found, layout, optimizer and PlacedOptimizer(optimizer, layout))
+
+
+def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:
+    """How the ranks of a mesh wait for each other.
+
+    On CPU, XLA lets all ranks meet at each permute; elsewhere those that a link joins. What
+    recomputation saves of memory, a last stage that is fused would spend again.
+    """
+    barrier = "all" if mesh.devices.flat[0].platform == "cpu" else "links"
+    return Lockstep(barrier, fuse=remat == "none")
 
 
 def resolve(
@@ -78,14 +83,15 @@ def resolve(
     num_microbatches: int | None,
     num_chunks: int | None,
     memory_limit: float | None,
+    remat: Remat,
 ) -> Schedule | Auto:
     """The table that `jaxpipe.initialize` is asked for; its arguments, its errors."""
     check_mesh(mesh)
     num_ranks = axis_size(mesh, PIPE)
     if memory_limit is not None and schedule != AUTO:
         raise ScheduleError(
-            f"got memory_limit={memory_limit} with schedule={schedule!r}; only 'auto' chooses by"
-            " memory. Leave memory_limit out, or use schedule='auto'."
+            f"got memory_limit={memory_limit}, but only schedule='auto' chooses by memory. Leave"
+            " memory_limit out, or use 'auto'."
         )
     if isinstance(schedule, Schedule):
         _check_table(schedule, num_microbatches, num_chunks)
@@ -96,7 +102,10 @@ def resolve(
             f" {num_ranks}, keeps them busy."
         )
     elif schedule == AUTO:
-        return Auto.on(mesh, num_microbatches, num_chunks, memory_limit)
+        return Auto.on(
+            num_ranks, num_microbatches, num_chunks=num_chunks, num_stages=model.num_stages,
+            memory_limit=memory_limit, lockstep=lockstep_on(mesh, remat),
+        )  # fmt: skip
     else:
         table = by_name(schedule, num_ranks, num_microbatches, num_chunks=num_chunks)
     _check_stages(model, table, num_ranks)

@@ -35,7 +35,6 @@ from jaxpipe.mesh import make_mesh
 from jaxpipe.metrics import Console, Diverged, JsonLines, Report, Sinks, TensorBoard, console_for
 from jaxpipe.model import PipelineModule
 from jaxpipe.models.gpt import GPTConfig, gpt
-from jaxpipe.schedules import Schedule, Timeline
 from jaxpipe.state import TrainState
 
 
@@ -97,9 +96,8 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where."""
-    data, trainer = folder.config.data, folder.config.trainer
-    shape = {"batch_size": trainer.batch_size, "length": data.sequence_length}
-    batch = functools.partial(training_batch, corpus.training, trainer.seed, **shape)
+    trainer = folder.config.trainer
+    batch, shape = batches(folder.config, corpus), _shape(folder.config)
     held_out = held_out_batches(corpus.held_out, trainer.eval_batches, **shape)
     bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
     console.note(f"\n{engine.partition(batch(step=1))}\n\n{engine.schedule}\n")
@@ -131,31 +129,14 @@ def train(
     return Outcome(ending, step, checkpoints.path(step), held_out_loss, bigram_loss)
 
 
-def timelines(config: Config, num_steps: int) -> tuple[Schedule, list[Timeline], str]:
-    """Measures train steps of a configuration; nothing is saved.
+def batches(config: Config, corpus: Corpus) -> Callable[..., Batch]:
+    """`step=` -> the batch of that step."""
+    seed, shape = config.trainer.seed, _shape(config)
+    return functools.partial(training_batch, corpus.training, seed, **shape)
 
-    Args:
-      config: what to train; validated here.
-      num_steps: how many steps to measure, after one that is not.
 
-    Returns:
-      The schedule, a timeline in seconds for each step, and the devices' platform.
-
-    Raises:
-      JaxpipeError: the configuration or the devices cannot be used, or the profiler does not show
-        single operations.
-    """
-    validate(config)
-    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
-    engine, trainer = build_engine(config), config.trainer
-    shape = {"batch_size": trainer.batch_size, "length": config.data.sequence_length}
-    batch = training_batch(corpus.training, trainer.seed, step=1, **shape)
-    state, _ = engine.train_batch(engine.init(jax.random.key(trainer.seed), batch), batch)
-    found = []
-    for _ in range(num_steps):
-        state, _, timeline = engine.timeline(state, batch)
-        found.append(timeline)
-    return engine.schedule, found, jax.devices()[0].platform
+def _shape(config: Config) -> dict[str, int]:
+    return {"batch_size": config.trainer.batch_size, "length": config.data.sequence_length}
 
 
 def evaluate(engine: Engine, state: TrainState, batches: Sequence[Batch]) -> float:

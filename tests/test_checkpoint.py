@@ -3,12 +3,14 @@
 import dataclasses
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import jaxpipe as jp
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.errors import CheckpointError
 
@@ -97,6 +99,25 @@ def test_a_state_that_does_not_fit_is_refused_leaf_by_leaf(tmp_path):
     assert "b: saved float32 (2,), expected int32 (2,)" in message
     assert "gone: saved float32 (1,), expected nothing" in message
     assert "new: saved nothing, expected float32 (1,)" in message
+
+
+def test_layers_in_other_places_are_refused_though_shapes_agree(tmp_path):
+    layers = [jp.LayerSpec(nn.Dense, 4)] * 8
+    model = jp.PipelineModule(layers, lambda y, batch: jnp.mean(y**2))
+    batch = {"inputs": jnp.ones((4, 4))}
+    settings = {"mesh": jp.make_mesh(pipe=2), "optimizer": optax.adam(1e-3), "num_microbatches": 2}
+    names = ("1f1b", "interleaved", "zb-v", "zb-h1")
+    engines = {name: jp.initialize(model, schedule=name, **settings) for name in names}
+    state = engines["1f1b"].init(jax.random.key(0), batch)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state)
+        for name in ("interleaved", "zb-v"):
+            with pytest.raises(CheckpointError, match="lie on other ranks"):
+                checkpoints.restore(1, engines[name].abstract_state(batch))
+        restored = checkpoints.restore(1, engines["zb-h1"].abstract_state(batch))
+    chex.assert_trees_all_equal(
+        engines["zb-h1"].logical(restored.params), engines["1f1b"].logical(state.params)
+    )
 
 
 def test_long_lists_of_what_does_not_fit_are_cut(tmp_path):

@@ -122,6 +122,9 @@ def test_draw_searches_for_auto(capsys):
     makespan = {name: float(rows[name][4]) for name in ("1f1b", "zb-h1", "zb-v", "auto")}
     assert makespan["auto"] == min(makespan.values())
     assert max(map(float, rows["auto"][6:])) <= 5
+    for costs in ("F=1:2:1,B=2:4:2,I=1,W=1", "F=1:1:1:2:1:1"):
+        drawn = ended(capsys, "draw", "auto", "--ranks", "3", "--costs", costs)
+        assert drawn[0] == 0, drawn
     code, out, _ = ended(capsys, "draw", "auto", "--chunks", "1", *options)
     assert code == 0 and "3 ranks, 3 stages, 6 microbatches" in out
 
@@ -194,6 +197,8 @@ def test_a_wrong_schedule_is_drawn_with_the_cell(capsys, tmp_path, text, part):
         (["draw", "auto", "--memory", "0.5"], "no schedule fits"),
         (["timeline", "configs/gpt-stdlib.yaml", "--out", "x.png"], "ends in .svg, .html, .json"),
         (["timeline", "configs/gpt-stdlib.yaml", "--steps", "0"], "expected at least 1"),
+        (["timeline", "configs/gpt-stdlib.yaml", "--out", "none/x.svg"], "folder that is there"),
+        (["draw", "auto", "--costs", "F=1:1:1"], "costs.F has 3 costs"),
         (["draw", "gpipe", "--costs", "G=1"], "there is no cost 'G'"),
         (["draw", "gpipe", "--costs", "F=1:2"], "costs.F has 2 costs"),
         (["train", "none.yaml"], "none.yaml"),

@@ -135,6 +135,29 @@ def test_writing_and_reading_gives_the_same(config):
     assert parse(to_yaml(config)) == config
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "part"),
+    [
+        (dict(memory_limit=1e9), "only auto chooses by memory"),
+        (dict(schedule="auto", memory_limit=0.0), "expected a positive number of bytes"),
+        (dict(schedule="auto", memory_limit=float("nan")), "expected a positive number of bytes"),
+        (dict(schedule="auto", chunks=0), "pipeline.chunks: got 0"),
+        (dict(schedule="atuo"), "did you mean 'auto'?"),
+        (dict(schedule="auto", partition=(0, 3, 7, 10)), "expected 5"),
+        (dict(schedule="auto", ranks=11), "more than the pipeline's 10 layers"),
+    ],
+)
+def test_settings_of_auto_are_checked(pipeline, part):
+    [problem] = problems_of(validate, Config(pipeline=PipelineConfig(**pipeline)))
+    assert part in problem
+
+
+@pytest.mark.parametrize("partition", [(0, 3, 5, 7, 10), (0, 1, 2, 3, 5, 6, 7, 8, 10), "flops"])
+def test_auto_takes_boundaries_for_any_of_its_placements(partition):
+    config = Config(pipeline=PipelineConfig(schedule="auto", partition=partition))
+    assert validate(config) == config
+
+
 def test_the_defaults_are_valid():
     assert validate(Config()) == Config()
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxpipe import cli
-from jaxpipe.cli.timeline import Timeline
+from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
 from jaxpipe.schedules import NAMES, by_name, forward_only, simulate
 
@@ -102,7 +102,7 @@ def test_the_table_of_schedules_is_real():
 def test_commands_exist(document, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     trained = []
-    for command in (Train, Timeline):
+    for command in (Train, DrawTimeline):
         monkeypatch.setattr(command, "run", lambda self: trained.append(self.config) or 0)
     shells = [block.text for block in blocks(document) if block.language == "sh"]
     commands = re.findall(r"jaxpipe ((?:train|timeline|draw) [^\n&|#]+)", "\n".join(shells))

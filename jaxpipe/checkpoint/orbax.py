@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxpipe.errors import CheckpointError
+from jaxpipe.storage import Placed
 
 _SHOWN = 8  # mismatches in a message
 
@@ -72,7 +73,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if step in self.steps():
             return
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            saved = dict(layouts=_layouts(state))
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=saved)
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -95,6 +97,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 f"no checkpoint of step {step} in {self.folder}; known: {self.steps() or 'none'}."
             )
         problems = _mismatches(_shapes(self._manager.item_metadata(step)), _shapes(like))
+        saved = (self._manager.metadata(step).custom_metadata or {}).get("layouts")
+        if not problems and saved not in (None, _layouts(like)):
+            problems = [
+                "its layers lie on other ranks, or in another sequence: the partition, or the"
+                " placement of the schedule's stages, is another one"
+            ]
         if problems:
             listed = "\n  ".join(problems)
             raise CheckpointError(
@@ -114,6 +122,13 @@ def _shapes(state: Any) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): _described(leaf)
         for path, leaf in leaves
     }
+
+
+def _layouts(state: Any) -> list[str]:
+    """Where placed trees have their leaves: equal shapes may hold other layers."""
+    is_placed = lambda node: isinstance(node, Placed)
+    nodes = jax.tree.leaves(state, is_leaf=is_placed)
+    return [node.layout.fingerprint for node in nodes if is_placed(node)]
 
 
 def _described(leaf: Any) -> str:

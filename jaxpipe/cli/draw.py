@@ -1,6 +1,5 @@
 """`jaxpipe draw NAME|FILE`."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +14,15 @@ import tyro
 from jaxpipe.errors import ConfigError, ScheduleError
 from jaxpipe.schedules import (
     AUTO,
+    MOST_CHUNKS,
     NAMES,
     Costs,
     Lockstep,
-    Op,
     Schedule,
     by_name,
     draw,
     load,
+    per_stage,
     pictures,
     save,
     search,
@@ -106,8 +106,11 @@ def _draw(command: Draw) -> int:
         except ScheduleError as error:
             print(f"jaxpipe: {name} is wrong: {error}", file=sys.stderr)
             return _WRONG
-        beside = command.compare or len(command.names) > 1 or name == AUTO
-        cases.append(_Case(schedule, _shared(costs, schedule) if beside else costs, lockstep))
+        own = costs
+        if command.compare or len(command.names) > 1 or name == AUTO:
+            # Of all layers of a rank: else schedules with more stages would be slower.
+            own = per_stage(costs, schedule.num_stages, schedule.num_ranks)
+        cases.append(_Case(schedule, own, lockstep))
         simulate(*cases[-1])  # refuses costs that do not fit the stages
     if command.compare:
         _print_comparison(cases, costs)
@@ -116,17 +119,6 @@ def _draw(command: Draw) -> int:
     else:
         print(_text(cases))
     return 0
-
-
-def _shared(costs: Costs, schedule: Schedule) -> Costs:
-    """Costs of a rank's layers, for its stages: else schedules with more of them would be slower.
-
-    Costs that are given stage by stage stay as they are.
-    """
-    share = schedule.num_ranks / schedule.num_stages
-    all_layers = {name: getattr(costs, name) for name in (*Op, "optimizer")}
-    scaled = {name: cost * share for name, cost in all_layers.items() if isinstance(cost, float)}
-    return dataclasses.replace(costs, **scaled)
 
 
 def _check(command: Draw) -> None:
@@ -167,7 +159,7 @@ def _schedule(command: Draw, name: str, costs: Costs, lockstep: Lockstep | None)
     ranks = 4 if command.ranks is None else command.ranks
     microbatches = 8 if command.microbatches is None else command.microbatches
     if name == AUTO:
-        chunks = 2 if command.chunks is None else command.chunks
+        chunks = MOST_CHUNKS if command.chunks is None else command.chunks
         memory = ranks if command.memory is None else command.memory
         return search(
             ranks, microbatches, costs, memory_limit=memory, num_chunks=chunks, lockstep=lockstep

@@ -14,8 +14,8 @@ import tyro
 
 from jaxpipe import __version__
 from jaxpipe.cli.draw import Draw
-from jaxpipe.cli.timeline import Timeline
-from jaxpipe.cli.train import Train
+from jaxpipe.cli.timeline import DrawTimeline
+from jaxpipe.cli.train import INTERRUPTED, Train
 from jaxpipe.config import Config, read
 from jaxpipe.errors import JaxpipeError
 
@@ -37,17 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `jaxpipe draw ... | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("jaxpipe: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except (JaxpipeError, OSError) as error:
         print(f"jaxpipe: error: {error}", file=sys.stderr)
         return _USAGE
 
 
-def _parse(argv: Sequence[str], config: Config) -> Train | Timeline | Draw:
+def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw:
     train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
-    timeline = tyro.conf.subcommand("timeline", default=Timeline(file=tyro.MISSING, config=config))
+    timeline = tyro.conf.subcommand(
+        "timeline", default=DrawTimeline(file=tyro.MISSING, config=config)
+    )
     drawing = tyro.conf.subcommand("draw")
     return tyro.cli(
-        Annotated[Train, train] | Annotated[Timeline, timeline] | Annotated[Draw, drawing],  # pyright: ignore[reportArgumentType]
+        Annotated[Train, train] | Annotated[DrawTimeline, timeline] | Annotated[Draw, drawing],  # pyright: ignore[reportArgumentType]
         args=argv,
         prog="jaxpipe",
         description="Pipeline-parallel training in plain JAX. --version prints the version.",

@@ -8,13 +8,13 @@ import tyro
 
 from jaxpipe.config import Config, validate
 from jaxpipe.errors import ConfigError
-from jaxpipe.schedules import Lockstep, measured_costs, pictures
+from jaxpipe.schedules import measured_costs, pictures
 from jaxpipe.schedules.cost_text import describe_costs
 from jaxpipe.simulate_devices import simulate_devices
 
 
 @dataclass(frozen=True)
-class Timeline:
+class DrawTimeline:
     """Measure when each rank's actions begin and end in a train step, and draw it.
 
     The picture has the step as it ran, and above it the step simulated with the times that its
@@ -33,24 +33,30 @@ class Timeline:
 
     def run(self) -> int:
         """Measures, draws, prints what ops cost, and returns the exit code."""
-        suffix = self.out.suffix.lower()
-        if suffix not in pictures.FORMATS:
-            raise ConfigError(
-                f"timeline: got --out {self.out}; expected a name that ends in"
-                f" {', '.join(pictures.FORMATS)}."
-            )
-        if self.steps < 1:
-            raise ConfigError(f"timeline: got --steps {self.steps}; expected at least 1.")
+        self._check()
         config = validate(self.config)
         simulate_devices(config.pipeline.ranks * config.pipeline.data)
-        from jaxpipe.train import timelines  # not before devices are simulated
+        from jaxpipe.measurement import measure_steps  # not before devices are simulated
 
-        schedule, found, platform = timelines(config, self.steps)
-        lockstep = Lockstep("all" if platform == "cpu" else "links")
-        charts = pictures.charts_of_measured(schedule, found, lockstep)
-        self.out.write_text(pictures.FORMATS[suffix](charts), encoding="utf-8")
+        engine, found = measure_steps(config, self.steps)
+        charts = pictures.charts_of_measured(engine.schedule, found, engine.lockstep)
+        text = pictures.FORMATS[self.out.suffix.lower()](charts)
+        self.out.write_text(text, encoding="utf-8")
         for chart in charts:
             print(f"{chart.title}, {chart.note}")
-        print(f"costs in ms: {describe_costs(measured_costs(schedule, found).scaled(1000))}")
+        print(f"costs in ms: {describe_costs(measured_costs(engine.schedule, found).scaled(1000))}")
         print(f"picture: {self.out}")
         return 0
+
+    def _check(self) -> None:
+        """What would fail only after the steps have run."""
+        known = ", ".join(pictures.FORMATS)
+        if self.out.suffix.lower() not in pictures.FORMATS:
+            problem = f"got --out {self.out}; expected a name that ends in {known}"
+        elif not self.out.absolute().parent.is_dir():
+            problem = f"got --out {self.out}; expected a name in a folder that is there"
+        elif self.steps < 1:
+            problem = f"got --steps {self.steps}; expected at least 1"
+        else:
+            return
+        raise ConfigError(f"timeline: {problem}.")

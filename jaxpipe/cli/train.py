@@ -15,7 +15,7 @@ import tyro
 from jaxpipe.config import Config, Resume, validate
 from jaxpipe.simulate_devices import simulate_devices
 
-_DIVERGED, _INTERRUPTED = 3, 130
+_DIVERGED, INTERRUPTED = 3, 130
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Train:
             print(
                 f"jaxpipe: interrupted at once; older checkpoints are in {folder}", file=sys.stderr
             )
-            return _INTERRUPTED
+            return INTERRUPTED
         print(
             f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
             f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}\n"
@@ -57,7 +57,7 @@ class Train:
         )
         if outcome.ending == "interrupted":
             print("interrupted; the same command goes on from the checkpoint")
-            return _INTERRUPTED
+            return INTERRUPTED
         return 0
 
 

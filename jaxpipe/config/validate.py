@@ -12,7 +12,7 @@ from pathlib import PurePath
 from jaxpipe.config.schema import Config, PipelineConfig
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
 from jaxpipe.partition import METHODS, LayerCost, partition
-from jaxpipe.schedules import AUTO, NAMES, by_name
+from jaxpipe.schedules import AUTO, MOST_CHUNKS, NAMES, by_name, placements
 
 
 def validate(config: Config) -> Config:
@@ -157,6 +157,11 @@ def _schedule(pipeline: PipelineConfig) -> Iterator[str]:
 def _num_stages(pipeline: PipelineConfig) -> int:
     """As many as the schedule has; where that is wrong, which is said elsewhere, the ranks."""
     try:
+        if pipeline.schedule == AUTO:
+            counts = [len(p) for p in placements(pipeline.ranks, pipeline.chunks or MOST_CHUNKS)]
+            given = pipeline.partition
+            asked = len(given) - 1 if isinstance(given, tuple) else 0
+            return asked if asked in counts else min(counts)
         return by_name(pipeline.schedule, pipeline.ranks, 1, num_chunks=pipeline.chunks).num_stages
     except ScheduleError:
         return pipeline.ranks

@@ -13,7 +13,6 @@ from jaxpipe.executor.run import AHEAD, BACK, Action, Carry, Cells
 from jaxpipe.storage import Home, Rows, accumulate, read
 
 PyTree = Any
-Spec = Any
 
 
 @dataclasses.dataclass(frozen=True)

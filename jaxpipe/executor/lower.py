@@ -1,6 +1,5 @@
 """Schedule -> program: lifetimes to slots, hops to links, actions to branch numbers."""
 
-import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.program import ARRIVAL, BRANCH_OPS, COLUMNS, FUSED, IDLE, NOWHERE, Program
 from jaxpipe.executor.slots import Life, assign_slots
 from jaxpipe.schedules import Action, Op, Schedule, verify
+from jaxpipe.schedules.fusion import fused_ticks, fusible
 from jaxpipe.schedules.meetings import Hop, hops, permutes
 from jaxpipe.schedules.simulate import held
 
@@ -29,9 +29,9 @@ def lower(
     """
     verify(schedule)
     check_runnable(schedule)
-    fused = _fusible(schedule) if fuse else {}
-    # A fused F runs when its B does; its input waits in the mail until then.
-    ticks = schedule.ticks() | {f: schedule.ticks()[b] for b, f in fused.items()}
+    fused = fusible(schedule) if fuse else {}
+    # The input of a fused F waits in the mail until its B runs.
+    ticks = fused_ticks(schedule) if fuse else schedule.ticks()
     landed = hops(schedule, ticks)
     meetings = permutes(landed)
     mail, num_mail = _mail_slots(schedule, ticks, landed)
@@ -78,18 +78,6 @@ def check_runnable(schedule: Schedule) -> None:
             f"the schedule {schedule.name!r} has latency={schedule.latency}; the loop delays what"
             " crosses ranks by 0 or 1 ticks. Make the schedule with latency=0 or 1."
         )
-
-
-def _fusible(schedule: Schedule) -> dict[Action, Action]:
-    """{B: F} of the last stage, where every B directly follows its F; else nothing.
-
-    All or none: a program with both sorts would have one branch more to compile.
-    """
-    last = schedule.num_stages - 1
-    row = [a for a in schedule.rows[schedule.placement[last]] if a is not None]
-    pairs = {b: f for f, b in itertools.pairwise(row) if (b.stage, b.op) == (last, Op.B)}
-    follows = all(f == Action(last, Op.F, b.microbatch) for b, f in pairs.items())
-    return pairs if follows and len(pairs) == schedule.num_microbatches else {}
 
 
 def _mail_slots(

@@ -27,7 +27,9 @@ from jaxpipe.schedules.meetings import hops as hops
 from jaxpipe.schedules.place import loop as loop
 from jaxpipe.schedules.place import place as place
 from jaxpipe.schedules.place import vee as vee
+from jaxpipe.schedules.search.best import MOST_CHUNKS as MOST_CHUNKS
 from jaxpipe.schedules.search.best import Found as Found
+from jaxpipe.schedules.search.best import per_stage as per_stage
 from jaxpipe.schedules.search.best import placements as placements
 from jaxpipe.schedules.search.best import search as search
 from jaxpipe.schedules.search.kept import Kept as Kept

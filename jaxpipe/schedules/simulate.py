@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.fusion import fused_ticks
 from jaxpipe.schedules.meetings import hops
 from jaxpipe.schedules.place import check_shape, earliest
 from jaxpipe.schedules.table import Action, Op, Schedule
@@ -84,10 +85,13 @@ class Lockstep:
         other, and the others go on. "all": all ranks wait for all, as XLA does on CPU.
       overlap: whether a meeting runs beside the work of the tick at whose end its values land. A
         schedule needs latency for that; without latency, a meeting always follows the work.
+      fuse: whether a forward of the last stage runs with its backward, at the backward's tick,
+        where the table lets each backward follow its forward; engines do so without `remat`.
     """
 
     barrier: Literal["links", "all"] = "links"
     overlap: bool = True
+    fuse: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +174,9 @@ def _run(
 ) -> tuple[dict[Action, float], list[float]]:
     """When each action starts in a loop, and when each rank leaves it."""
     check_shape(schedule.placement, schedule.num_ranks, schedule.num_microbatches, schedule.latency)
-    meetings = _partners(schedule, lockstep)
+    ticks = fused_ticks(schedule) if lockstep.fuse else schedule.ticks()
+    work = _work(schedule, ticks)
+    meetings = _partners(schedule, lockstep, ticks)
     clocks = [0.0] * schedule.num_ranks
     starts: dict[Action, float] = {}
     for tick in range(schedule.num_ticks):
@@ -179,16 +185,24 @@ def _run(
         met = _meet(clocks, partners, costs.hop) if schedule.latency else clocks
         begun = clocks if lockstep.overlap else met
         clocks = [at + costs.tick for at in begun]
-        for rank, row in enumerate(schedule.rows):
-            action = row[tick] if tick < len(row) else None
-            if action is not None:
-                starts[action] = clocks[rank]
-                clocks[rank] += costs.of(action)
+        for action in work[tick]:
+            rank = schedule.placement[action.stage]
+            starts[action] = clocks[rank]
+            clocks[rank] += costs.of(action)
         if schedule.latency:
             clocks = [max(pair) for pair in zip(clocks, met, strict=True)]
         else:
             clocks = _meet(clocks, partners, costs.hop)
     return starts, clocks
+
+
+def _work(schedule: Schedule, ticks: Mapping[Action, int]) -> list[list[Action]]:
+    """What runs at each tick; of a rank's own, in its order."""
+    work: list[list[Action]] = [[] for _ in range(schedule.num_ticks)]
+    for actions in schedule.order:
+        for action in actions:
+            work[ticks[action]].append(action)
+    return work
 
 
 def _meet(
@@ -201,13 +215,15 @@ def _meet(
     ]
 
 
-def _partners(schedule: Schedule, lockstep: Lockstep) -> dict[int, dict[int, set[int]]]:
+def _partners(
+    schedule: Schedule, lockstep: Lockstep, ticks: Mapping[Action, int]
+) -> dict[int, dict[int, set[int]]]:
     """For each tick with a meeting, {rank: whom it waits for, itself among them}."""
     if lockstep.barrier not in ("links", "all"):
         raise ScheduleError(f"got barrier={lockstep.barrier!r}; expected 'links' or 'all'.")
     everyone = set(range(schedule.num_ranks))
     meetings: dict[int, dict[int, set[int]]] = {}
-    for hop in hops(schedule):
+    for hop in hops(schedule, ticks):
         if not hop.crosses:
             continue
         at = meetings.setdefault(hop.landed, {})

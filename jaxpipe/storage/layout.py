@@ -8,6 +8,7 @@ have, need a beginning of the row.
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +74,15 @@ class Layout:
     homes: tuple[Mapping[int, Home], ...]
     buffers: Mapping[str, BufferSpec]
     layers: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of where every leaf lives: arrays of equal shapes may hold other layers."""
+        places = [
+            (leaf.path, leaf.shape, str(leaf.dtype), sorted(homes.items()))
+            for leaf, homes in zip(self.leaves, self.homes, strict=True)
+        ]
+        return hashlib.sha256(repr((self.num_ranks, places)).encode()).hexdigest()
 
     @functools.cached_property
     def trainable(self) -> "Layout":

@@ -1,7 +1,10 @@
 """Costs out of timelines: what was simulated with costs gives them back."""
 
+import dataclasses
+
 import pytest
 
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules import (
     NAMES,
     Action,
@@ -16,6 +19,7 @@ from jaxpipe.schedules import (
     simulate,
     zb_h1,
 )
+from jaxpipe.schedules.fusion import fusible
 
 LOCKSTEP = Lockstep("all")
 
@@ -71,6 +75,35 @@ def test_a_forward_within_its_backward_takes_no_time():
     ends = {action: start + (3 if action.op == Op.B else 0) for action, start in starts.items()}
     timeline = Timeline(starts, ends, 6.0, 0.0, (1,))
     assert measured_costs(schedule, [timeline]) == Costs(F=[0.0], B=[3.0], I=[1.5], W=[1.5])
+
+
+@pytest.mark.parametrize("name", ["1f1b", "1f1b-eager"])
+def test_fused_forwards_run_when_their_backwards_do(name: str):
+    """As an engine measures: all of the time is the backward's, and ranks meet at other ticks."""
+    schedule, fused = by_name(name, 3, 7), Lockstep("all", fuse=True)
+    assert fusible(schedule)
+    costs = unequal(schedule.num_stages)
+    told = simulate(schedule, costs, fused)
+    alone = set(fusible(schedule).values())
+    starts = {action: told.starts[action] for action in told.starts}
+    starts |= {b: told.starts[forward] for b, forward in fusible(schedule).items()}
+    ends = {a: starts[a] if a in alone else end for a, end in told.ends.items()}
+    measured = dataclasses.replace(told, starts=starts, ends=ends)
+    found = measured_costs(schedule, [measured])
+    last = schedule.num_stages - 1
+    assert (found.F[last], found.B[last]) == (0, costs.F[last] + costs.B[last])  # pyright: ignore
+    if not schedule.latency:
+        assert found.hop + found.tick == pytest.approx(costs.hop + costs.tick)
+        again = simulate(schedule, found, fused).makespan
+        assert again == pytest.approx(told.makespan, abs=3 * costs.tick)  # none could be told
+
+
+def test_timelines_of_another_schedule_are_refused():
+    schedule = zb_h1(2, 4)
+    with pytest.raises(ScheduleError, match="got no timelines"):
+        measured_costs(schedule, [])
+    with pytest.raises(ScheduleError, match="not of the schedule 'zb-h1': 0B0 is only in one"):
+        measured_costs(schedule, [simulate(one_f_one_b(2, 4))])
 
 
 def test_the_fastest_step_is_drawn_beside_the_simulated_one():

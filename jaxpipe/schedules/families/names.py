@@ -63,7 +63,7 @@ def by_name(
     12
     """
     if name not in NAMES:
-        raise ScheduleError(f"there is no schedule {name!r}; {nearest(name, NAMES)}")
+        raise ScheduleError(f"there is no schedule {name!r}; {nearest(name, (*NAMES, AUTO))}")
     if num_chunks is not None and name in _CHUNKED:
         return _CHUNKED[name](num_ranks, num_microbatches, num_chunks)
     schedule = NAMES[name](num_ranks, num_microbatches)

@@ -10,12 +10,14 @@ Blocks: TypeAlias = Sequence[tuple[int, int, int, int]]
 the backward of that, the backward of the first."""
 
 
-def alternate(forwards: Sequence[Action], backwards: Sequence[Action], warmup: int) -> list[Action]:
+def _alternate(
+    forwards: Sequence[Action], backwards: Sequence[Action], warmup: int
+) -> list[Action]:
     """Some forwards to warm up, then a forward and a backward in turn, then what is left.
 
     >>> from jaxpipe.schedules.table import Op
     >>> forwards, backwards = ([Action(0, op, m) for m in range(3)] for op in (Op.F, Op.B))
-    >>> print(*alternate(forwards, backwards, warmup=1))
+    >>> print(*_alternate(forwards, backwards, warmup=1))
     0F0 0F1 0B0 0F2 0B1 0B2
     """
     warmup = min(warmup, len(forwards))
@@ -42,7 +44,7 @@ def in_rounds(
         forwards = [Action(s, Op.F, m) for part in rounds for s in stages for m in part]
         backwards = [Action(s, op, m) for part in rounds for s in reversed(stages) for m in part]
         warmup = (num_chunks - 1) * max(map(len, rounds), default=0) + lead * (num_ranks - 1 - rank)
-        order.append(alternate(forwards, backwards, warmup))
+        order.append(_alternate(forwards, backwards, warmup))
     return order
 
 

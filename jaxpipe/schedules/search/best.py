@@ -22,6 +22,9 @@ from jaxpipe.schedules.table import Op, Order, Schedule
 _RELATIVES = 6
 _KEPT = 24
 
+MOST_CHUNKS = 2
+"""Stages on a rank that `auto` tries where nobody says how many: more of them compile longer."""
+
 _T = TypeVar("_T")
 
 
@@ -150,9 +153,7 @@ def _task(
     num_ranks, num_stages = 1 + max(placement), len(placement)
     check_shape(placement, num_ranks, num_microbatches, 0)
     cut = lambda cost, name: _cut(cost, num_stages, parts, name)
-    per_stage = {name: cut(getattr(costs, name), f"costs.{name}") for name in (*Op, "optimizer")}
-    costs = dataclasses.replace(costs, **per_stage)
-    check_costs(costs, num_stages)
+    costs = per_stage(costs, num_stages, parts)
     limit = float("inf") if memory_limit is None else memory_limit
     limits = _each(limit, num_ranks)
     if len(limits) != num_ranks or not all(one >= 0 for one in limits):
@@ -164,11 +165,41 @@ def _task(
     return Task(placement, num_microbatches, costs, kept, tuple(limits))
 
 
-def _cut(cost: Cost, num_stages: int, parts: int | None, name: str) -> tuple[float, ...]:
+def per_stage(costs: Costs, num_stages: int, num_parts: int | None) -> Costs:
+    """Costs of equal parts of a model as costs of its stages.
+
+    A stage takes several parts, or a share of one.
+
+    >>> per_stage(Costs(F=1, B=[2, 4]), num_stages=4, num_parts=2).B
+    (1.0, 1.0, 2.0, 2.0)
+    >>> per_stage(Costs(F=1), num_stages=4, num_parts=2).F
+    0.5
+
+    Args:
+      costs: a number for each part, or a sequence for any number of them.
+      num_stages: how many stages there are.
+      num_parts: of how many equal parts a number speaks; `None`: of stages.
+
+    Raises:
+      ScheduleError: costs are negative, or there are so many of them that stages would have to
+        take pieces of several parts.
+    """
+    each = {
+        name: _cut(getattr(costs, name), num_stages, num_parts, f"costs.{name}")
+        for name in (*Op, "optimizer")
+    }
+    costs = dataclasses.replace(costs, **each)
+    check_costs(costs, num_stages)
+    return costs
+
+
+def _cut(cost: Cost, num_stages: int, parts: int | None, name: str) -> Cost:
     """One cost for each stage; if it is for parts, what these cost together, or a share of one."""
-    each = _each(cost, parts or num_stages)
+    each = _each(cost, 1)
     if not all(one >= 0 for one in each):
         raise ScheduleError(f"{name} is {cost}; expected 0 or more.")
+    if isinstance(cost, Real):
+        return each[0] * (parts or num_stages) / num_stages
     if len(each) == num_stages:
         return tuple(each)
     if parts and each and num_stages % len(each) == 0:

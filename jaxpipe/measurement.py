@@ -1,0 +1,35 @@
+"""A few train steps of a configuration, measured action by action; nothing is saved."""
+
+import jax
+
+from jaxpipe.config import Config, validate
+from jaxpipe.data import read_corpus
+from jaxpipe.engine import Engine
+from jaxpipe.schedules import Timeline
+from jaxpipe.train import batches, build_engine, with_fingerprint
+
+
+def measure_steps(config: Config, num_steps: int) -> tuple[Engine, list[Timeline]]:
+    """Runs one step to warm up, then `num_steps` under the profiler.
+
+    Args:
+      config: what to train; validated here.
+      num_steps: how many steps to measure.
+
+    Returns:
+      The engine, and a timeline in seconds for each step.
+
+    Raises:
+      JaxpipeError: the configuration, the text or the devices cannot be used, or the profiler does
+        not show single operations.
+    """
+    validate(config)
+    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
+    with_fingerprint(config, corpus)
+    engine, batch = build_engine(config), batches(config, corpus)(step=1)
+    state, _ = engine.train_batch(engine.init(jax.random.key(config.trainer.seed), batch), batch)
+    timelines = []
+    for _ in range(num_steps):
+        state, _, timeline = engine.timeline(state, batch)
+        timelines.append(timeline)
+    return engine, timelines
