@@ -1,17 +1,25 @@
 """Schedules on two ranks and two cores, where idle time costs: measured beside simulated.
 
-    python benchmarks/schedules.py --rounds 4
+    python benchmarks/schedules.py --rounds 20
 
-Every round runs each schedule in a process of its own; ratios are to the first within a round, and
-those of compile times to the first that has as many stages on a rank. "makespan" is a step from its
-first action to its last, by its profile; "simulated" is the schedule in lockstep with what ops,
-ticks and meetings took in those very runs: it says whether the simulator knows where a schedule's
-time goes. Seven blocks and a head about as heavy as a block make two or four equal stages.
+All schedules are compiled in one process, and every round runs a step of each, so that a noisy
+machine is noisy for all; ratios are taken within a round, to the first schedule, and their medians
+are printed. "makespan" is a step from its first action to its last, by its profile; "simulated" is
+the schedule in lockstep with what ops, ticks and meetings took in those very steps: it says whether
+the simulator knows where a schedule's time goes. "compile" is to the first schedule with as many
+stages on a rank. Seven blocks and a head about as heavy as a block make two or four equal stages.
 """
 
 import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from rounds import run_rounds
+from workload import arguments, build
 
 SCHEDULES = (
     "1f1b",
@@ -27,35 +35,107 @@ SCHEDULES = (
 )
 
 
+@dataclasses.dataclass
+class Contestant:
+    """A schedule, compiled, with what it has been measured to take."""
+
+    engine: Any
+    state: Any
+    batch: Any
+    compiled: Any
+    compile: float
+    steps: list[float] = dataclasses.field(default_factory=list)
+    timelines: list[Any] = dataclasses.field(default_factory=list)
+
+    def step(self) -> None:
+        """One step by the clock."""
+        import jax
+
+        start = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self.compiled(self.state, self.batch))
+        self.steps.append(time.perf_counter() - start)
+
+    def observe(self) -> None:
+        """One step by its profile."""
+        self.state, _, timeline = self.engine.timeline(self.state, self.batch)
+        self.timelines.append(timeline)
+
+    @property
+    def makespans(self) -> list[float]:
+        """Of the steps that were observed."""
+        return [timeline.makespan for timeline in self.timelines]
+
+    @property
+    def simulated(self) -> float:
+        """The makespan that the simulator tells."""
+        from jaxpipe.schedules import measured_costs, simulate
+
+        table = self.engine.schedule
+        costs = measured_costs(table, self.timelines)
+        return simulate(table, costs, self.engine.lockstep).makespan
+
+
+def compete(name: str, options: argparse.Namespace) -> Contestant:
+    """Compiles a schedule."""
+    import jax
+    import optax
+
+    import jaxpipe as jp
+
+    model, batch = build(options)
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=options.ranks), optimizer=optax.adamw(3e-4), schedule=name,
+        num_microbatches=options.microbatches,
+    )  # fmt: skip
+    state = engine.init(jax.random.key(0), batch)
+    start = time.perf_counter()
+    compiled = engine.compiled(state, batch)
+    spent = time.perf_counter() - start
+    batch = jax.device_put(batch, compiled.input_shardings[0][1])
+    print(f"{name}: {engine.schedule.name}, compiled in {spent:.1f} s", file=sys.stderr, flush=True)
+    return Contestant(engine, state, batch, compiled, spent)
+
+
+def ratio(mine: Sequence[float], others: Sequence[float]) -> float:
+    """The median of ratios taken round by round."""
+    return statistics.median(a / b for a, b in zip(mine, others, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--timelines", type=int, default=7, help="rounds with a profile")
+    parser.add_argument("--arguments", default="--layers 7", help="of workload.py")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--arguments", default="--layers 7", help="more for workload.py")
     parser.add_argument("schedules", nargs="*", default=SCHEDULES)
-    options = parser.parse_args()
-    all_alike = (
-        f"--ranks {options.ranks} --microbatches {options.microbatches} --timelines 6"
-        f" {options.arguments} --schedule"
-    )
-    variants = {name: f"{all_alike} {name}" for name in options.schedules}
-    found = run_rounds(variants, options.rounds, options.steps)
-    base = options.schedules[0]
+    own = parser.parse_args()
+    shape = f"--ranks {own.ranks} --microbatches {own.microbatches} {own.arguments}"
+    options = arguments(shape.split())
+    flags = f"--xla_force_host_platform_device_count={own.ranks}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    found = {name: compete(name, options) for name in own.schedules}
+    act: Callable[[Contestant], None]
+    for act, count in ((Contestant.step, own.rounds + 1), (Contestant.observe, own.timelines)):
+        for _ in range(count):
+            for contestant in found.values():
+                act(contestant)
+    base = next(iter(found.values()))
+    first: dict[int, Contestant] = {}
     print(
         f"{'schedule':16s} {'step s':>7s} {'ratio':>6s} {'makespan':>9s} {'ratio':>6s}"
         f" {'simulated':>10s} {'ratio':>6s} {'compile':>8s} {'temporaries':>12s}"
     )
-    first: dict[float, str] = {}
-    for name in options.schedules:
-        alike = first.setdefault(found.median(name, "chunks"), name)
+    for name, one in found.items():
+        alike = first.setdefault(one.engine.schedule.num_chunks, one)
+        memory = one.compiled.memory_analysis().temp_size_in_bytes
         print(
-            f"{name:16s} {found.median(name, 'step'):7.3f} {found.ratio(name, base, 'step'):6.2f}"
-            f" {found.median(name, 'makespan'):9.3f} {found.ratio(name, base, 'makespan'):6.2f}"
-            f" {found.median(name, 'simulated'):10.3f} {found.ratio(name, base, 'simulated'):6.2f}"
-            f" {found.ratio(name, alike, 'compile'):8.2f}"
-            f" {found.median(name, 'temporaries') / 1e6:9.1f} MB"
+            f"{name:16s} {statistics.median(one.steps[1:]):7.3f}"
+            f" {ratio(one.steps[1:], base.steps[1:]):6.2f}"
+            f" {statistics.median(one.makespans):9.3f} {ratio(one.makespans, base.makespans):6.2f}"
+            f" {one.simulated:10.3f} {one.simulated / base.simulated:6.2f}"
+            f" {one.compile / alike.compile:8.2f} {memory / 1e6:9.1f} MB"
         )
 
 

@@ -18,10 +18,12 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What to run; by default from the process's own command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=4, help="0 for plain JAX")
     parser.add_argument("--schedule", default="1f1b")
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
         "--timelines", type=int, default=0, help="steps to measure action by action"
     )
     parser.add_argument("--picture", help="draw the fastest of these, and its simulation, here")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def build(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:

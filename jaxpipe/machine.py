@@ -28,7 +28,7 @@ from jaxpipe.state import TrainState
 from jaxpipe.step import Step
 from jaxpipe.storage import Layout, Placed, abstract_placed, logical, place, specs
 from jaxpipe.structure import Structure, lockstep_on, settle
-from jaxpipe.timeline import measure
+from jaxpipe.timeline import measure, operations_of
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -219,8 +219,9 @@ class Machine:
         batch = self._put(batch)
         compiled = self.compiled(state, batch)
         jax.block_until_ready((state, batch))  # an earlier step is not to be in the profile
+        operations = self._once("operations", batch, lambda: operations_of(compiled.as_text()))
         (state, metrics), found = measure(
-            lambda: compiled(state, batch), compiled.as_text(), self.program(batch),
+            lambda: compiled(state, batch), operations, self.program(batch),
             self._settled(batch).schedule, self._mesh,
         )  # fmt: skip
         return state, metrics, found

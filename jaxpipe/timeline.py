@@ -34,15 +34,29 @@ _PATH = re.compile(
 )
 
 
-class _Operation(NamedTuple):
+class Operation(NamedTuple):
     """An operation of the compiled program that belongs to a branch."""
 
     branch: int
     is_loop: bool
 
 
+def operations_of(text: str) -> dict[str, Operation]:
+    """The operations of branches in an optimised program, `compiled.as_text()`, by their names."""
+    lines = (line for line in text.splitlines() if BRANCH_SCOPE.format("") in line)
+    return {
+        found[1]: Operation(int(found[3]), not found[4] and found[2] in ("while", "call"))
+        for found in map(_PATH.search, lines)
+        if found
+    }
+
+
 def measure(
-    run: Callable[[], Any], text: str, program: Program, schedule: Schedule, mesh: Mesh
+    run: Callable[[], Any],
+    operations: Mapping[str, Operation],
+    program: Program,
+    schedule: Schedule,
+    mesh: Mesh,
 ) -> tuple[Any, Timeline]:
     """Runs a step under the profiler: what it gave, and its timeline in seconds.
 
@@ -51,7 +65,7 @@ def measure(
 
     Args:
       run: runs the compiled step once.
-      text: the optimised program, `compiled.as_text()`.
+      operations: of its branches.
       program: what the step runs.
       schedule: what the program was lowered from.
       mesh: where it runs.
@@ -60,11 +74,6 @@ def measure(
       JaxpipeError: the profile does not show the branches, as on platforms whose profiler does not
         record single operations.
     """
-    operations = {
-        found[1]: _Operation(int(found[3]), not found[4] and found[2] in ("while", "call"))
-        for found in map(_PATH.search, text.splitlines())
-        if found
-    }
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             result = jax.block_until_ready(run())
@@ -103,7 +112,7 @@ def _events(folder: str, operations: Collection[str]) -> list[tuple[int, str, Sp
 
 def _by_tick(
     events: Sequence[tuple[int, str, Span]],
-    operations: Mapping[str, _Operation],
+    operations: Mapping[str, Operation],
     num_ticks: int,
     ranks: Mapping[int, int],
 ) -> dict[tuple[int, int], list[Span]]:

@@ -73,8 +73,8 @@ class PipelineConfig:
     """Stages on each rank, for interleaved, looped-bfs and interleaved-zb; null: 2 there. For auto,
     the most that it tries."""
     memory_limit: float | None = None
-    """For auto: bytes that a rank may keep between forwards and their backwards; null: as much as
-    so many microbatches take as there are ranks."""
+    """For auto: bytes that a rank may have for what backwards need of forwards; null: as much as so
+    many microbatches take as there are ranks."""
     partition: str | tuple[int, ...] = "parameters"
     """How layers become stages: uniform, parameters, flops, type:REGEX, or the boundaries."""
     remat: Literal["none", "full"] | int = "none"
