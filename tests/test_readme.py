@@ -101,7 +101,7 @@ def test_the_readme_draws_1f1b_on_four_ranks():
 
 def test_the_table_of_schedules_is_real():
     cells = [re.split(r" *\| *", line.strip("| ")) for line in README.read_text().splitlines()]
-    rows = {row[0].strip("`"): row[2:] for row in cells if len(row) == 5}
+    rows = {row[0].strip("`"): row[2:] for row in cells if len(row) == 5 and row[0][0] == "`"}
     for schedule in NAMES:
         timeline = simulate(by_name(schedule, 4, 8))
         bubble, _, held = rows[schedule]
