@@ -162,8 +162,10 @@ def test_stages_of_several_on_a_rank_may_hold_as_much_as_one_stage_would():
         assert max(simulate(table).held) * share >= RANKS
 
 
-@pytest.mark.parametrize("partition", [(0, 2, 4, 5, 6), "type:Gentle", "flops"])
-@pytest.mark.parametrize("remat", ["none", "full", 1])
+@pytest.mark.parametrize(
+    ("partition", "remat"),
+    [((0, 2, 4, 5, 6), "none"), ("type:Gentle", "full"), ("flops", 1), ((0, 3, 6), 1)],
+)
 def test_partitions_and_recomputation_are_the_users(partition: Any, remat: Any):
     blocks = [jp.LayerSpec(Gentle) for _ in range(5)]
     model = jp.PipelineModule(

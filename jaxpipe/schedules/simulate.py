@@ -54,8 +54,8 @@ class Costs:
     def scaled(self, factor: float) -> "Costs":
         """The same in another unit.
 
-        >>> Costs(F=[1, 2], hop=0.5).scaled(1000)
-        Costs(F=[1000.0, 2000.0], B=2000.0, I=1000.0, W=1000.0, hop=500.0, optimizer=0.0, tick=0.0)
+        >>> Costs(F=[0.5, 2.0], hop=0.25).scaled(2)
+        Costs(F=[1.0, 4.0], B=4.0, I=2.0, W=2.0, hop=0.5, optimizer=0.0, tick=0.0)
         """
         costs: dict[str, Any] = {}
         for name, cost in vars(self).items():

@@ -21,6 +21,9 @@ from jaxpipe.schedules.table import Op, Order, Schedule
 # Policies whose relatives are tried, and list schedules that are compared to the end.
 _RELATIVES = 6
 _KEPT = 24
+# Where there are many actions fewer policies are tried, so that a search takes seconds at any size:
+# as many as list so many actions all together, twice, but not fewer than some. And moves for each.
+_LISTED, _LEAST, _MOVES = 50_000, 8, 16
 
 MOST_CHUNKS = 2
 """Stages on a rank that `auto` tries where nobody says how many: more of them compile longer."""
@@ -255,14 +258,17 @@ def _candidates(task: Task, split: bool, lockstep: Lockstep | None, steps: int) 
         split=split,
     )
     families = [table for table in _families(task, split) if _fits(task, task.kept.peaks(table))]
-    orders = _orders(task, [table.order for table in families], split, bound, steps)
-    tables = itertools.chain(
-        ((table, table.name) for table in families),
-        ((table, "search") for order in orders for table in _tables(task, order, lockstep)),
-    )
-    for table, origin in tables:
+
+    def weigh(table: Schedule, origin: str) -> Found:
         makespan = simulate(table, task.costs, lockstep).makespan
-        yield Found(table, makespan, bound, task.kept.peaks(table), origin)
+        return Found(table, makespan, bound, task.kept.peaks(table), origin)
+
+    known = [weigh(table, table.name) for table in families]
+    yield from known
+    if any(one.makespan <= bound * (1 + SLACK) for one in known):
+        return  # nothing is faster
+    for order in _orders(task, [table.order for table in families], split, bound, steps):
+        yield from (weigh(table, "search") for table in _tables(task, order, lockstep))
 
 
 def _families(task: Task, split: bool) -> Iterator[Schedule]:
@@ -293,15 +299,24 @@ def _orders(
 ) -> list[Orders]:
     """The best list schedules, and what a local search makes of them and of the families."""
     watch = Watch(task)
-    first = _ranked(watch, ((greedy(task, policy), policy) for policy in policies(task, split)))
+    affordable = max(_LEAST, _LISTED // (len(Op) * len(task.placement) * task.num_microbatches))
+    tried = _some([*policies(task, split)], affordable)
+    first = _ranked(watch, ((greedy(task, policy), policy) for policy in tried))
     relatives = dict.fromkeys(
         relative for _, policy in first[:_RELATIVES] for relative in variants(policy)
     )
-    second = ((greedy(task, policy), policy) for policy in relatives)
+    second = ((greedy(task, policy), policy) for policy in _some([*relatives], affordable))
     best = [order for order, _ in _ranked(watch, itertools.chain(first, second))]
     known = [order for order, _ in _ranked(watch, ((order, None) for order in families))]
+    steps = min(steps, _MOVES * affordable)
     improved = [improve(watch, order, steps=steps, goal=bound) for order in (*best[:3], *known[:2])]
-    return best[:_KEPT] + improved
+    return best[: min(_KEPT, affordable)] + improved
+
+
+def _some(items: Sequence[_T], most: int) -> Sequence[_T]:
+    """At most so many of them, evenly spread."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _ranked(watch: Watch, orders: Iterable[tuple[Orders, _T]]) -> list[tuple[Orders, _T]]:
