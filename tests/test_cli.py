@@ -122,6 +122,8 @@ def test_draw_searches_for_auto(capsys):
     makespan = {name: float(rows[name][4]) for name in ("1f1b", "zb-h1", "zb-v", "auto")}
     assert makespan["auto"] == min(makespan.values())
     assert max(map(float, rows["auto"][6:])) <= 5
+    _, out, _ = ended(capsys, "draw", "auto", "--chunks", "1", "--ranks", "3")
+    assert out.startswith("auto: zb-h1: 3 ranks, 3 stages")  # a family is as fast as can be
     for costs in ("F=1:2:1,B=2:4:2,I=1,W=1", "F=1:1:1:2:1:1"):
         drawn = ended(capsys, "draw", "auto", "--ranks", "3", "--costs", costs)
         assert drawn[0] == 0, drawn

@@ -1,5 +1,6 @@
 """`jaxpipe draw NAME|FILE`."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,9 +162,12 @@ def _schedule(command: Draw, name: str, costs: Costs, lockstep: Lockstep | None)
     if name == AUTO:
         chunks = MOST_CHUNKS if command.chunks is None else command.chunks
         memory = ranks if command.memory is None else command.memory
-        return search(
+        found = search(
             ranks, microbatches, costs, memory_limit=memory, num_chunks=chunks, lockstep=lockstep
-        ).schedule
+        )
+        is_family = found.origin in NAMES
+        name = f"auto: {found.origin}" if is_family else found.schedule.name
+        return dataclasses.replace(found.schedule, name=name)
     return by_name(name, ranks, microbatches, num_chunks=command.chunks)
 
 
