@@ -12,14 +12,13 @@ stages on a rank. Seven blocks and a head about as heavy as a block make two or 
 
 import argparse
 import dataclasses
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workload import arguments, build
+from workload import arguments, build, build_engine, simulate_cpus
 
 SCHEDULES = (
     "1f1b",
@@ -80,13 +79,9 @@ def compete(name: str, options: argparse.Namespace) -> Contestant:
     import jax
     import optax
 
-    import jaxpipe as jp
-
     model, batch = build(options)
-    engine = jp.initialize(
-        model, mesh=jp.make_mesh(pipe=options.ranks), optimizer=optax.adamw(3e-4), schedule=name,
-        num_microbatches=options.microbatches,
-    )  # fmt: skip
+    options = argparse.Namespace(**vars(options) | dict(schedule=name))
+    engine = build_engine(options, model, optax.adamw(3e-4))
     state = engine.init(jax.random.key(0), batch)
     start = time.perf_counter()
     compiled = engine.compiled(state, batch)
@@ -112,9 +107,7 @@ def main() -> None:
     own = parser.parse_args()
     shape = f"--ranks {own.ranks} --microbatches {own.microbatches} {own.arguments}"
     options = arguments(shape.split())
-    flags = f"--xla_force_host_platform_device_count={own.ranks}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    simulate_cpus(own.ranks)
     found = {name: compete(name, options) for name in own.schedules}
     act: Callable[[Contestant], None]
     for act, count in ((Contestant.step, own.rounds + 1), (Contestant.observe, own.timelines)):

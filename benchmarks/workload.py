@@ -133,19 +133,36 @@ def beside_simulation(engine: Any, timelines: list[Any], picture: str | None) ->
             file.write(pictures.svg(pictures.charts_of_measured(schedule, timelines, lockstep)))
     makespan = statistics.median(t.makespan for t in timelines)
     simulated = simulate(schedule, costs, lockstep).makespan
-    found = dict(costs=dataclasses.asdict(costs), makespan=makespan, simulated=simulated)
-    return found | dict(chunks=schedule.num_chunks, schedule=schedule.name)
+    return dict(costs=dataclasses.asdict(costs), makespan=makespan, simulated=simulated)
+
+
+def simulate_cpus(count: int) -> None:
+    """Makes this process's JAX, which is not imported yet, see so many CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def build_engine(options: argparse.Namespace, model: Any, optimizer: Any) -> Any:
+    """The pipeline that the options describe."""
+    import jaxpipe as jp
+
+    return jp.initialize(
+        model,
+        mesh=jp.make_mesh(pipe=options.ranks),
+        optimizer=optimizer,
+        schedule=options.schedule,
+        num_microbatches=options.microbatches,
+        num_chunks=options.chunks,
+        remat=int(options.remat) if options.remat.isdigit() else options.remat,
+    )
 
 
 def main() -> None:
     options = arguments()
-    flags = f"--xla_force_host_platform_device_count={max(options.ranks, 1)}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    simulate_cpus(max(options.ranks, 1))
     import jax
     import optax
-
-    import jaxpipe as jp
 
     model, batch = build(options)
     optimizer = optax.adamw(3e-4)
@@ -154,12 +171,7 @@ def main() -> None:
     engine: Any = None
     settle_seconds = 0.0
     if options.ranks:
-        remat = int(options.remat) if options.remat.isdigit() else options.remat
-        engine = jp.initialize(
-            model, mesh=jp.make_mesh(pipe=options.ranks), optimizer=optimizer,
-            schedule=options.schedule, num_microbatches=options.microbatches, remat=remat,
-            num_chunks=options.chunks,
-        )  # fmt: skip
+        engine = build_engine(options, model, optimizer)
         start = time.perf_counter()
         engine.partition(batch)
         settle_seconds = time.perf_counter() - start

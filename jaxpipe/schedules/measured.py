@@ -55,14 +55,10 @@ def measured_costs(schedule: Schedule, timelines: Sequence[Timeline]) -> Costs:
 
 def _filled(found: Mapping[tuple[Op, int], float], stage: int) -> dict[Op, float]:
     """The costs of a stage's ops, with what its schedule does not have."""
-    costs = {op: found[op, stage] for op in Op if (op, stage) in found}
-    if Op.B in costs:
-        half = {Op.I: costs[Op.B] / 2, Op.W: costs[Op.B] / 2}
-    else:
-        half = {Op.I: 0.0, Op.W: 0.0}
-    costs = half | costs
-    whole = {Op.F: 0.0, Op.B: costs[Op.I] + costs[Op.W]}
-    return whole | costs
+    cost = lambda op, otherwise: found.get((op, stage), otherwise)
+    half = cost(Op.B, 0.0) / 2
+    forward, first, second = cost(Op.F, 0.0), cost(Op.I, half), cost(Op.W, half)
+    return {Op.F: forward, Op.B: cost(Op.B, first + second), Op.I: first, Op.W: second}
 
 
 def _pauses(schedule: Schedule, timeline: Timeline) -> tuple[list[float], list[float]]:
