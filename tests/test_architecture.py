@@ -16,6 +16,7 @@ errors spec
 schedules
 partition
 losses mesh simulate_devices batch
+tensor
 layers
 model jaxpr
 costs
