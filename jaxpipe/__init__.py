@@ -12,5 +12,6 @@ from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import PipelineModule as PipelineModule
 from jaxpipe.partition import Partition as Partition
 from jaxpipe.state import TrainState as TrainState
+from jaxpipe.zero import Zero as Zero
 
 __version__ = "0.1.0"

@@ -15,7 +15,8 @@ from jaxpipe.schedules import Lockstep, Schedule, Timeline
 from jaxpipe.stages import Remat
 from jaxpipe.state import TrainState
 from jaxpipe.storage import Placed
-from jaxpipe.structure import resolve
+from jaxpipe.structure import Settings, resolve
+from jaxpipe.zero import Zero
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -81,6 +82,7 @@ def initialize(
     num_chunks: int | None = None,
     memory_limit: float | None = None,
     remat: Remat = "none",
+    zero: int | Zero = 0,
     check_ids: bool = True,
     fill: float | None = None,
 ) -> Engine:
@@ -102,17 +104,20 @@ def initialize(
         take after I, so that ZB-H1 fits.
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
+      zero: what the data ranks share of a rank's state rather than each holding it: 0, nothing; 1,
+        the optimizer's state; 2, gradients too; 3, parameters too; `Zero` says more.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
       fill: what buffers hold before they are written; anything by default. Nothing reads it: NaN
         shows that.
 
     Raises:
-      MeshError: when the mesh lacks the `pipe` axis.
+      MeshError: when the mesh lacks the `pipe` axis, or there is no such `zero`.
       ScheduleError: when the schedule is unknown, wrong, or not for this mesh and model.
       LayerError: when `remat` means nothing.
     """
     wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit, remat)
-    machine = Machine(model, mesh, optimizer, wanted, remat, check_ids, fill)
+    zero = zero if isinstance(zero, Zero) else Zero(zero)
+    machine = Machine(Settings(model, mesh, optimizer, wanted, remat, zero, check_ids, fill))
     return Engine(
         init=machine.init,
         train_batch=machine.train_batch,

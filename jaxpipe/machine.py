@@ -6,65 +6,49 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpipe.auto import Auto
 from jaxpipe.batch import check_ids, microbatch_spec
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
-from jaxpipe.fresh import fresh_rows
-from jaxpipe.mesh import DATA, PIPE, axis_size
-from jaxpipe.model import Logical, Outline, PipelineModule
+from jaxpipe.fresh import FreshRows
+from jaxpipe.mesh import DATA, TENSOR, traced_on
+from jaxpipe.model import Logical, Outline
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline, forward_only
 from jaxpipe.spec import is_traced
-from jaxpipe.spread import Held
-from jaxpipe.stages import Remat, build_stages, check_remat
+from jaxpipe.spread import Held, held, join
+from jaxpipe.stages import build_stages, check_remat
 from jaxpipe.state import TrainState
-from jaxpipe.step import Step
-from jaxpipe.storage import Layout, Placed, abstract_placed, logical, place, specs
-from jaxpipe.structure import Structure, lockstep_on, settle
+from jaxpipe.step import Step, global_norm
+from jaxpipe.storage import Placed, abstract_placed, logical, place, specs
+from jaxpipe.structure import Settings, Structure, lockstep_on, settle
 from jaxpipe.timeline import measure, operations_of
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
-RANKED, EVERYWHERE = PartitionSpec(PIPE), PartitionSpec()
+EVERYWHERE = PartitionSpec()
 
 
 class Machine:
     """The functions of an `Engine`, by the same names; see there and `jaxpipe.initialize`."""
 
-    def __init__(
-        self,
-        model: PipelineModule,
-        mesh: Mesh,
-        optimizer: optax.GradientTransformation | None,
-        schedule: Schedule | Auto,
-        remat: Remat,
-        check_ids: bool,
-        fill: float | None,
-    ):
-        check_remat(remat)
-        self._model, self._mesh, self._optimizer = model, mesh, optimizer
-        self._num_data = axis_size(mesh, DATA)
-        self._wanted = schedule
-        self.lockstep = lockstep_on(mesh, remat)
-        self._remat, self._check_ids, self._fill = remat, check_ids, fill
+    def __init__(self, settings: Settings):
+        check_remat(settings.remat)
+        self._settings, self._model, self._mesh = settings, settings.model, settings.mesh
+        self.lockstep = lockstep_on(settings.mesh, settings.remat)
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
-        self._data_spec = PartitionSpec(DATA) if DATA in mesh.axis_names else PartitionSpec()
+        has_data = DATA in settings.mesh.axis_names
+        self._data_spec = PartitionSpec(DATA) if has_data else PartitionSpec()
 
     # What is known of a batch's shapes.
 
     def _settled(self, batch: Batch) -> Structure:
         if self._structure is None:
-            self._structure = settle(
-                self._model, self._outline(batch), self._wanted, self._optimizer, self._remat
-            )
+            self._structure = settle(self._settings, self._outline(batch))
         return self._structure
 
     def _once(self, what: str, batch: Batch, make: Callable[[], Any]) -> Any:
@@ -76,34 +60,40 @@ class Machine:
         return self._cache[key]
 
     def _outline(self, batch: Batch) -> Outline:
-        count = self._wanted.num_microbatches
-        make = lambda: self._model.outline(microbatch_spec(batch, count, self._num_data))
+        count, num_data = self._settings.schedule.num_microbatches, self._settings.num_data
+        make = lambda: self._model.outline(microbatch_spec(batch, count, num_data))
         return self._once("outline", batch, make)
+
+    def _local(self, batch: Batch) -> Outline:
+        """The outline on one device."""
+        make = lambda: self._model.outline_on(self._mesh, self._outline(batch))
+        return self._once("local", batch, make)
 
     def _step(self, batch: Batch, *, train: bool) -> Step:
         def make() -> Step:
-            settled, outline = self._settled(batch), self._outline(batch)
+            given, settled, local = self._settings, self._settled(batch), self._local(batch)
             table = settled.schedule
             if not train:
                 table = forward_only(
                     table.num_ranks, table.num_microbatches, placement=table.placement
                 )
-            stages = build_stages(
-                self._model, outline, settled.partition, table.placement, settled.layout,
-                remat=self._remat, train=train,
+            build = lambda: build_stages(
+                self._model, local, settled.partition, table.placement, settled.layout,
+                remat=given.remat, train=train,
             )  # fmt: skip
+            stages = traced_on(self._mesh, build)
             fuse = train and self.lockstep.fuse
             program = lower(table, stages.codes, stages.first_layers, fuse=fuse)
             return Step(
-                program, stages.stations, settled.layout, table.num_microbatches, self._num_data,
-                self._model.compute_dtype, self._fill,
+                program, stages.stations, settled.layout, given.zero, table.num_microbatches,
+                given.num_data, self._model.compute_dtype, given.fill,
             )  # fmt: skip
 
         return self._once(f"step {train}", batch, make)
 
     def schedule(self) -> Schedule:  # noqa: D102
-        if isinstance(self._wanted, Schedule):
-            return self._wanted
+        if isinstance(self._settings.schedule, Schedule):
+            return self._settings.schedule
         return self._seen("schedule").schedule
 
     def _seen(self, what: str) -> Structure:
@@ -132,7 +122,7 @@ class Machine:
         leaves = jax.tree.leaves(dict(batch))
         if any(is_traced(leaf) for leaf in leaves):
             return batch
-        if self._check_ids:
+        if self._settings.check_ids:
             check_ids(batch, self._model.id_ranges)
         return jax.device_put(dict(batch), NamedSharding(self._mesh, self._data_spec))
 
@@ -146,7 +136,7 @@ class Machine:
         optimizer = settled.optimizer
         opt_state = None
         if optimizer is not None:
-            start = lambda p: _join(optimizer.init(_held(p)), optimizer.state)
+            start = lambda p: join(optimizer.init(held(p)), optimizer.state)
             trees = (specs(settled.layout),), specs(optimizer.state)
             make = lambda: jax.jit(self._on_mesh(start, *trees))
             opt_state = self._once("optimizer.init", batch, make)(params)
@@ -162,14 +152,21 @@ class Machine:
         outline, layout = self._outline(batch), settled.layout
         impl = str(jax.random.key_impl(key))
 
-        def build(data: jax.Array) -> Placed:
-            own = jax.random.wrap_key_data(data, impl=impl)
-            rows = fresh_rows(
-                self._model, outline, settled.partition, settled.schedule.placement, layout, own
+        def make() -> Callable[..., Any]:
+            placement = settled.schedule.placement
+            fresh = FreshRows(
+                self._model,
+                outline,
+                settled.partition,
+                placement,
+                layout,
+                jax.eval_shape(lambda: key),
             )
-            return _join(Held(rows, []), layout)
+            build = lambda data: join(
+                Held(fresh(jax.random.wrap_key_data(data, impl=impl)), []), layout
+            )
+            return jax.jit(self._on_mesh(build, (EVERYWHERE,), specs(layout)))
 
-        make = lambda: jax.jit(self._on_mesh(build, (EVERYWHERE,), specs(layout)))
         return self._once(f"init {impl}", batch, make)(jax.random.key_data(key))
 
     def abstract_state(self, batch: Batch) -> TrainState:  # noqa: D102
@@ -192,12 +189,13 @@ class Machine:
         batch = self._put(batch)
         key = jax.random.key(0) if key is None else key
         step = self._step(batch, train=True)
-        moving = step.layout.trainable
+        cut = self._settings.zero.cuts_gradients
+        moving = step.layout.trainable.cut if cut else step.layout.trainable
 
         def make() -> Callable[..., Any]:
             def run(params: Placed, batch: Batch, key: jax.Array) -> tuple[jax.Array, Placed]:
-                totals, grads = step.gradients(_held(params).rows, batch, key)
-                return totals.loss, _join(Held(grads, []), moving)
+                totals, grads = step.gradients(held(params).rows, batch, key, cut=cut)
+                return totals.loss, join(Held(grads, []), moving)
 
             specs_in = (specs(step.layout), self._data_spec, EVERYWHERE)
             return jax.jit(self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving))))
@@ -239,12 +237,12 @@ class Machine:
         step = self._step(batch, train=True)
 
         def local(params: Placed, opt_state: Placed, batch: Batch, key: jax.Array) -> Any:
-            held, moments = _held(params), _held(opt_state)
-            totals, grads = step.gradients(held.rows, batch, key)
-            norm = _global_norm(grads)
-            held, moments = optimizer.update(Held(grads, []), moments, held)
+            weights, moments = held(params), held(opt_state)
+            totals, grads = step.gradients(weights.rows, batch, key, cut=True)
+            norm = global_norm(optimizer.params, grads)
+            weights, moments = optimizer.update(Held(grads, []), moments, weights)
             metrics = dict(loss=totals.loss, weight=totals.weight, grad_norm=norm)
-            return _join(held, step.layout), _join(moments, optimizer.state), metrics
+            return join(weights, step.layout), join(moments, optimizer.state), metrics
 
         trees = specs(step.layout), specs(optimizer.state)
         run = self._on_mesh(local, (*trees, self._data_spec, EVERYWHERE), (*trees, EVERYWHERE))
@@ -264,7 +262,7 @@ class Machine:
 
         def make() -> Callable[..., Any]:
             def run(params: Placed, batch: Batch) -> Any:
-                totals = step.loss(_held(params).rows, batch, jax.random.key(0))
+                totals = step.loss(held(params).rows, batch, jax.random.key(0))
                 return totals._asdict()
 
             return jax.jit(self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE))
@@ -276,15 +274,23 @@ class Machine:
         step = self._step(batch, train=False)
 
         def make() -> Callable[..., Any]:
-            spec = self._outline(batch).outputs[-1]
+            spec, whole = self._local(batch).outputs[-1], self._outline(batch).outputs[-1]
+            specs_out = jax.tree.map(self._output_spec, spec, whole)
 
             def run(params: Placed, batch: Batch) -> PyTree:
-                return step.outputs(_held(params).rows, batch, jax.random.key(0), spec)
+                return step.outputs(held(params).rows, batch, jax.random.key(0), spec)
 
             specs_in = (specs(step.layout), self._data_spec)
-            return jax.jit(self._on_mesh(run, specs_in, self._data_spec))
+            return jax.jit(self._on_mesh(run, specs_in, specs_out))
 
         return self._once("predict", batch, make)(state.params, batch)
+
+    def _output_spec(self, local: Any, whole: Any) -> PartitionSpec:
+        """How an output `[rows, ...]` lies on the mesh: what is cut shows in its shape."""
+        pairs = zip(local.shape[1:], whole.shape[1:], strict=True)
+        return PartitionSpec(
+            *self._data_spec or (None,), *(TENSOR if a != b else None for a, b in pairs)
+        )
 
     # Logical trees.
 
@@ -293,20 +299,3 @@ class Machine:
 
     def logical(self, placed: Placed) -> PyTree:  # noqa: D102
         return logical(placed)
-
-
-def _held(placed: Placed) -> Held:
-    """A rank's part of placed arrays, inside `shard_map`: `[1, ...]` becomes a row."""
-    rows = {name: x.reshape(x.shape[1:]) for name, x in placed.buffers.items()}
-    return Held(rows, list(placed.shared))
-
-
-def _join(held: Held, layout: Layout) -> Placed:
-    buffers = {name: row.reshape(1, *row.shape) for name, row in held.rows.items()}
-    return Placed(buffers, tuple(held.shared), layout)
-
-
-def _global_norm(rows: Mapping[str, jax.Array]) -> jax.Array:
-    """Over all ranks; padding and the copies of tied leaves are zero."""
-    squares = [jnp.sum(jnp.square(row.astype(jnp.float32))) for row in rows.values()]
-    return jnp.sqrt(lax.psum(sum(squares, jnp.zeros(())), PIPE))

@@ -1,15 +1,17 @@
 """The device mesh and its axis names. Nothing else knows how devices are arranged."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxpipe.errors import MeshError
 
 PIPE, DATA, TENSOR = "pipe", "data", "tensor"
+_T = TypeVar("_T")
 
 
 def make_mesh(
@@ -62,3 +64,17 @@ def check_mesh(mesh: Mesh) -> None:
 def axis_size(mesh: Mesh, axis: str) -> int:
     """The size of a mesh axis; 1 if the mesh lacks it."""
     return mesh.shape.get(axis, 1)
+
+
+def traced_on(mesh: Mesh, fn: Callable[[], _T]) -> _T:
+    """`fn()` where the mesh's axes have names, as inside `shard_map`: to trace, not to compute."""
+    found: list[_T] = []
+
+    def run() -> jax.Array:
+        found.append(fn())
+        return jnp.zeros(())
+
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(), out_specs=everywhere, check_vma=False)
+    jax.eval_shape(mapped)
+    return found[0]

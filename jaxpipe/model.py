@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxpipe.batch import check_fields, split_microbatches
-from jaxpipe.errors import LayerError, LossError
+from jaxpipe.errors import JaxpipeError, LayerError, LossError
 from jaxpipe.layers import Layer, LayerLike, build_layers
+from jaxpipe.layers.boxes import tensor_dims, unboxed
+from jaxpipe.mesh import TENSOR, axis_size, traced_on
 from jaxpipe.spec import abstract, cast_floats, cast_floats_spec, describe, zeros
 
 PyTree = Any
@@ -28,12 +31,14 @@ class Outline:
       outputs: what comes out.
       params: {layer name: abstract parameters}, owners only.
       batch: one microbatch.
+      tensor_dims: {layer name: for each leaf the dim that is cut over `tensor`, or None}.
     """
 
     inputs: tuple[PyTree, ...]
     outputs: tuple[PyTree, ...]
     params: Logical
     batch: Batch
+    tensor_dims: Mapping[str, tuple[int | None, ...]]
 
 
 class PipelineModule:
@@ -184,11 +189,13 @@ class PipelineModule:
         """
         batch = abstract(dict(batch))
         check_fields(batch, {x.name: x.batch_inputs for x in self.layers})
-        x, params = batch["inputs"], {}
+        x, params, dims = batch["inputs"], {}, {}
         inputs, outputs = [], []
         for layer in self.layers:
             inputs.append(x)
-            fresh = self._shape(layer, batch, x, "init", layer.init, layer.side_inputs(batch))
+            boxed = self._shape(layer, batch, x, "init", layer.make, layer.side_inputs(batch))
+            fresh = unboxed(boxed)
+            dims.setdefault(layer.owner, tensor_dims(boxed))
             known = params.setdefault(layer.owner, fresh)
             if abstract(known) != abstract(fresh):
                 raise LayerError(
@@ -199,7 +206,41 @@ class PipelineModule:
             x = self._shape(layer, batch, x, "apply", run, known)
             outputs.append(x)
         jax.eval_shape(self.loss_terms, x, batch)
-        return Outline(tuple(inputs), tuple(outputs), params, batch)
+        return Outline(tuple(inputs), tuple(outputs), params, batch, dims)
+
+    def outline_on(self, mesh: Mesh, outline: Outline) -> Outline:
+        """The shapes that a device of a mesh sees: weights and activations may be cut.
+
+        Raises:
+          LayerError: a layer that is not made for it gets a cut input, or a dim does not divide.
+          LossError: the same for the loss.
+        """
+        num_tensor = axis_size(mesh, TENSOR)
+        if num_tensor == 1:
+            return outline
+        params = {
+            name: _cut_params(name, tree, outline.tensor_dims[name], num_tensor)
+            for name, tree in outline.params.items()
+        }
+
+        def trace() -> tuple[list[PyTree], list[PyTree]]:
+            x, inputs, outputs = outline.batch["inputs"], [], []
+            for layer, whole in zip(self.layers, outline.inputs, strict=True):
+                inputs.append(x)
+                if not layer.takes_cut:
+                    _check_whole(f"layer {layer.name}", x, whole, LayerError)
+                run = functools.partial(self.apply_layer, layer, train=False)
+                x = self._shape(layer, outline.batch, x, "apply", run, params[layer.owner])
+                outputs.append(x)
+            if not getattr(self.loss_fn, "takes_cut", False):
+                name = getattr(self.loss_fn, "__name__", "loss_fn")
+                _check_whole(f"the loss {name}", x, outline.outputs[-1], LossError)
+            return inputs, outputs
+
+        inputs, outputs = traced_on(mesh, trace)
+        return dataclasses.replace(
+            outline, inputs=tuple(inputs), outputs=tuple(outputs), params=params
+        )
 
     def _shape(
         self, layer: Layer, batch: Batch, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree
@@ -218,3 +259,30 @@ class PipelineModule:
                 f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change either"
                 f" so that they fit. {layer.type_name} said: {type(error).__name__}: {error}"
             ) from error
+
+
+def _cut_params(name: str, tree: PyTree, dims: Sequence[int | None], num_tensor: int) -> PyTree:
+    """What one tensor rank has of a layer's abstract parameters."""
+    leaves = []
+    for (path, leaf), dim in zip(jax.tree_util.tree_leaves_with_path(tree), dims, strict=True):
+        shape = list(leaf.shape)
+        if dim is not None:
+            if shape[dim] % num_tensor:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise LayerError(
+                    f"layer {name}: {where} of shape {leaf.shape} is to be cut along dim {dim}, and"
+                    f" {TENSOR}={num_tensor} does not divide it. Use another size, or a mesh with"
+                    " another number of tensor ranks."
+                )
+            shape[dim] //= num_tensor
+        leaves.append(jax.ShapeDtypeStruct(tuple(shape), leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _check_whole(who: str, got: PyTree, whole: PyTree, error: type[JaxpipeError]) -> None:
+    if abstract(got) != abstract(whole):
+        raise error(
+            f"{who} gets {describe(got)} on each tensor rank, a piece of {describe(whole)}, and"
+            " does not say that it can: set takes_cut = True on what is made for that, or gather"
+            " before it (jaxpipe.nn has layers and a loss for either)."
+        )

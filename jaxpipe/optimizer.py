@@ -9,6 +9,7 @@ import optax
 
 from jaxpipe.spread import Held, Spread
 from jaxpipe.storage import Layout, LeafSpec, build_layout
+from jaxpipe.storage.parts import gather_parts, own_part, put_beginning
 
 PyTree = Any
 
@@ -21,14 +22,16 @@ class PlacedOptimizer:
 
     Args:
       optimizer: from optax.
-      params: layout of the parameters; frozen ones are left out of all trees.
+      params: layout of the parameters at rest; frozen ones are left out of all trees. Where their
+        rows may be cut, the state's are, gradients come cut, and each data rank updates its part.
 
     Raises:
       OptimizerError: when the optimizer mixes whole arrays of different layers.
     """
 
     def __init__(self, optimizer: optax.GradientTransformation, params: Layout):
-        self.params = params.trainable
+        self._at_rest = params
+        self.params = params.trainable.cut
         abstract = self.params.treedef.unflatten(
             [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.params.leaves]
         )
@@ -46,13 +49,24 @@ class PlacedOptimizer:
 
     def init(self, params: Held) -> Held:
         """A fresh state, inside `shard_map`."""
-        rows = {name: jnp.zeros(b.shape, b.dtype) for name, b in self.state.buffers.items()}
-        return self._init([params], [Held(rows, [])])[0]
+        shape = self.state.row_shape
+        rows = {name: jnp.zeros(shape(name), b.dtype) for name, b in self.state.buffers.items()}
+        return self._init([self._own(params)], [Held(rows, [])])[0]
 
     def update(self, grads: Held, state: Held, params: Held) -> tuple[Held, Held]:
         """New parameters and state, inside `shard_map`; frozen rows are passed on."""
-        new_params, new_state = self._update([grads, state, params], [params, state])
-        return new_params, new_state
+        own = self._own(params)
+        new, new_state = self._update([grads, state, own], [own, state])
+        if own is params:
+            return new, new_state
+        rows = put_beginning(params.rows, gather_parts(self.params, new.rows))
+        return Held(rows, params.shared), new_state
+
+    def _own(self, params: Held) -> Held:
+        """The parameters that this data rank updates."""
+        if self._at_rest.is_cut or not self.params.is_cut:
+            return params
+        return Held(own_part(self.params, params.rows), params.shared)
 
 
 def state_layout(state: PyTree, params: Layout) -> Layout:
@@ -63,14 +77,22 @@ def state_layout(state: PyTree, params: Layout) -> Layout:
       params: layout of the trainable parameters.
     """
     ranks, inner = _layers_of(params)
+    cuts = {leaf.path: (leaf.shape, leaf.tensor_dim) for leaf in params.leaves}
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        layer = _layer_of(path, inner)
-        name = jax.tree_util.keystr(path)
+        layer, within = _layer_of(path, inner)
+        name, shape = jax.tree_util.keystr(path), tuple(leaf.shape)
         rank = None if layer is None else ranks[layer]
-        spec = LeafSpec(name, tuple(leaf.shape), jnp.dtype(leaf.dtype), rank, layer=layer)
-        leaves.append(spec)
-    return build_layout(jax.tree.structure(state), leaves, params.num_ranks, params.layers)
+        # What is of a parameter's shape is cut as the parameter is.
+        of_shape, dim = cuts.get(jax.tree_util.keystr(tuple(within)), (None, None))
+        dim = dim if shape == of_shape else None
+        dtype = jnp.dtype(leaf.dtype)
+        leaves.append(LeafSpec(name, shape, dtype, rank, layer=layer, tensor_dim=dim))
+    layout = build_layout(
+        jax.tree.structure(state), leaves, params.num_ranks, params.layers,
+        num_tensor=params.num_tensor, num_parts=params.num_parts,
+    )  # fmt: skip
+    return layout.cut
 
 
 def _layers_of(params: Layout) -> tuple[dict[str, int | None], dict[str, set[Any]]]:
@@ -84,8 +106,10 @@ def _layers_of(params: Layout) -> tuple[dict[str, int | None], dict[str, set[Any
     return ranks, inner
 
 
-def _layer_of(path: Sequence[Any], inner: Mapping[str, set[Any]]) -> str | None:
-    """The layer that a leaf of the state belongs to, if any.
+def _layer_of(
+    path: Sequence[Any], inner: Mapping[str, set[Any]]
+) -> tuple[str | None, Sequence[Any]]:
+    """The layer that a leaf of the state belongs to, if any, and its path from there.
 
     A label of `optax.multi_transform` may be a layer's name too, so what follows the name must be
     a path of that layer.
@@ -93,5 +117,5 @@ def _layer_of(path: Sequence[Any], inner: Mapping[str, set[Any]]) -> str | None:
     for n, key in enumerate(path):
         name = getattr(key, "key", None)
         if isinstance(name, str) and name in inner and tuple(path[n + 1 :]) in inner[name]:
-            return name
-    return None
+            return name, path[n:]
+    return None, ()

@@ -6,6 +6,7 @@ layers only. The function is traced once on the logical trees. Equations that ne
 run on that rank; equations of no rank's leaves (step counts, learning rates) run on all; and where
 an equation mixes values of several ranks (the sum of a global norm), these must be small: they are
 exchanged, and the equation runs on all. So sums keep the order that they have without a pipeline.
+Where several devices share a rank's leaves, `pieces` does the rest.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from jaxpipe import jaxpr as jaxprs
 from jaxpipe.errors import OptimizerError
 from jaxpipe.executor.run import when
 from jaxpipe.mesh import PIPE
-from jaxpipe.storage import Home, Layout, read, write
+from jaxpipe.pieces import Piece, evaluate, is_cut, own_piece, whole
+from jaxpipe.storage import Cut, Home, Layout, Placed, axes, read, write
 
 PyTree = Any
 Var = Any
@@ -33,12 +35,26 @@ class Held:
     """One placed tree inside `shard_map`.
 
     Attributes:
-      rows: this rank's row of each buffer.
+      rows: this device's row of each buffer.
       shared: the leaves of no rank.
     """
 
     rows: dict[str, jax.Array]
     shared: list[jax.Array]
+
+
+def held(placed: Placed) -> Held:
+    """A device's part of placed arrays, inside `shard_map`: without the dims that are cut."""
+    layout = placed.layout
+    rows = {name: x.reshape(layout.row_shape(name)) for name, x in placed.buffers.items()}
+    return Held(rows, list(placed.shared))
+
+
+def join(held: Held, layout: Layout) -> Placed:
+    """The way back."""
+    ones = {name: (1,) * len(axes(layout, name)) for name in layout.buffers}
+    buffers = {name: held.rows[name].reshape(*ones[name], *layout.row_shape(name)) for name in ones}
+    return Placed(buffers, tuple(held.shared), layout)
 
 
 class _Part(NamedTuple):
@@ -190,7 +206,7 @@ class Spread:
                 out = list(carry)
                 values = self._evaluate(part, known, inputs, zero)
                 for i, value in zip(mine, values, strict=True):
-                    out[i] = value
+                    out[i] = whole(value)
                 return out
 
             here = lax.axis_index(PIPE) == rank
@@ -216,8 +232,9 @@ class Spread:
                     for x, k in zip(inputs, alias, strict=True)
                 ]
                 values = self._evaluate(part, known, current, zero)
-                for value, (k, _), home in zip(values, part.places, homes, strict=True):
-                    write(now[k], home, jnp.asarray(value))
+                for value, (k, i), home in zip(values, part.places, homes, strict=True):
+                    cut = self._outputs[k].held_cut(i)
+                    write(now[k], home, own_piece(value, cut) if is_cut(cut) else whole(value))
                 return {(k, buffer): now[k][buffer] for k, buffer in mine}
 
             here = jnp.isin(lax.axis_index(PIPE), jnp.array(ranks))
@@ -235,16 +252,12 @@ class Spread:
         parts: dict[Hashable, tuple[_Part, list[int]]] = {}
         for (rank, _), pairs in targets.items():
             part = self._part(rank, [v for v, _ in pairs], [p for _, p in pairs], known)
-            outs = [(k, self._outputs[k].homes[i][rank]) for k, i in part.places]
-            ins = [(k, *self._home(k, i, rank)) for _, (k, i) in part.reads]
+            outs = [(k, *_home(self._outputs[k], i, rank)) for k, i in part.places]
+            ins = [(k, *_home(self._inputs[k], i, rank)) for _, (k, i) in part.reads]
             shape = jaxprs.signature(part.eqns, part.targets, [v for v, _ in part.reads])
             key = (shape, tuple(outs), tuple(ins))
             parts.setdefault(key, (part, []))[1].append(rank)
         return list(parts.values())
-
-    def _home(self, k: int, i: int, rank: int) -> tuple[Home, tuple[int, ...]]:
-        layout = self._inputs[k]
-        return layout.homes[i][rank], layout.leaves[i].shape
 
     def _part(
         self, rank: int, targets: list[Var], places: list[tuple[int, int]], known: dict[Var, Any]
@@ -263,14 +276,22 @@ class Spread:
         self, part: _Part, known: dict[Var, Any], inputs: Sequence[Held], zero: jax.Array
     ) -> list[Any]:
         """The part's targets from what all know and from this rank's own leaves."""
-        own = []
-        for _, (k, i) in part.reads:
-            home, shape = self._home(k, i, part.rank)
-            own.append(read(inputs[k].rows, home, shape))
+        layouts = self._inputs
+        own = [
+            read(inputs[k].rows, layouts[k].homes[i][part.rank], layouts[k].shape_of(i))
+            for _, (k, i) in part.reads
+        ]
         # Ties them to the guard's trip count, or XLA would run what reads them on every rank.
         own, _ = lax.optimization_barrier((own, zero))
-        env = known | dict(zip([v for v, _ in part.reads], own, strict=True))
-        return jaxprs.evaluate(part.eqns, env, part.targets)
+        env = dict(known)
+        for (v, (k, i)), x in zip(part.reads, own, strict=True):
+            cut = layouts[k].held_cut(i)
+            env[v] = Piece(x.reshape(-1), cut) if is_cut(cut) else x
+        return evaluate(part.eqns, env, part.targets)
+
+
+def _home(layout: Layout, i: int, rank: int) -> tuple[Home, Cut]:
+    return layout.homes[i][rank], layout.held_cut(i)
 
 
 def _is_small(v: Var) -> bool:

@@ -23,9 +23,12 @@ from jaxpipe.executor.actions import (
 )
 from jaxpipe.executor.program import FUSED, B, F, I, Program, W
 from jaxpipe.executor.run import Action, Carry, Cells, run_program
+from jaxpipe.executor.weights import Weights
 from jaxpipe.mesh import DATA, PIPE
 from jaxpipe.spec import cast_floats
-from jaxpipe.storage import Layout, Rows, collect_gradients, send_copies
+from jaxpipe.storage import Layout, Rows, axes, collect_gradients, send_copies
+from jaxpipe.storage.parts import gather_parts, scatter_sums
+from jaxpipe.zero import Zero
 
 PyTree = Any
 
@@ -49,7 +52,8 @@ class Step:
     Attributes:
       program: the schedule as integers.
       stations: the stages' codes, in the order of the program's branch codes.
-      layout: of the parameters.
+      layout: of the parameters at rest.
+      zero: what data ranks share of a rank's state.
       num_microbatches: of each data rank.
       num_data: size of the `data` axis.
       compute_dtype: what the weights are cast to, once a step; None leaves them.
@@ -59,28 +63,37 @@ class Step:
     program: Program
     stations: Sequence[Station]
     layout: Layout
+    zero: Zero
     num_microbatches: int
     num_data: int
     compute_dtype: Any
     fill: float | None = None
 
     def gradients(
-        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array
+        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, *, cut: bool
     ) -> tuple[Totals, dict[str, jax.Array]]:
-        """The loss of the batch and its gradients, in float32 or wider.
+        """The loss of the batch and its gradients, summed in float32 or wider.
 
         Args:
-          rows: this rank's row of each parameter buffer.
+          rows: this device's row of each parameter buffer.
           batch: this data rank's part, `[rows, ...]`.
           key: of the step.
+          cut: whether each data rank gets its part of the gradients, where rows may be cut.
         """
         moving = self.layout.trainable
+        within = moving.cut if self._each_use else dataclasses.replace(moving, is_cut=False)
         wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)
-        zeros = {name: jnp.zeros(b.shape, wide(b.dtype)) for name, b in moving.buffers.items()}
+        zeros = {
+            name: jnp.zeros(within.row_shape(name), wide(spec.dtype))
+            for name, spec in moving.buffers.items()
+        }
         carry = self._run(rows, batch, key, dict(grads=zeros))
-        grads = collect_gradients(moving, carry["grads"])
-        if self.num_data > 1:
-            grads = lax.psum(grads, DATA)
+        grads = carry["grads"]
+        if self.num_data > 1 and not within.is_cut:
+            cut = cut and moving.num_parts > 1
+            grads = scatter_sums(moving, grads) if cut else lax.psum(grads, DATA)
+        after = moving.cut if cut else within
+        grads = collect_gradients(after, grads)
         totals = self._totals(carry)
         scale = 1 / totals.weight
         narrow = {name: moving.buffers[name].dtype for name in grads}
@@ -96,7 +109,7 @@ class Step:
         """The last layer's outputs `[rows, ...]` for this data rank, on every pipeline rank.
 
         Args:
-          rows: this rank's row of each parameter buffer.
+          rows: this device's row of each parameter buffer.
           batch: this data rank's part.
           key: unused by layers that do not train.
           spec: abstract outputs of one microbatch.
@@ -110,11 +123,15 @@ class Step:
 
     def _run(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, carry: Carry) -> Carry:
         rows = cast_floats(send_copies(self.layout, rows), self.compute_dtype)
+        if self.layout.is_cut and not self._each_use:
+            rows = gather_parts(self.layout, rows)
+        parts = self.layout.num_parts if self._each_use else 1
+        weights = Weights(rows, parts if self.layout.is_cut else 1, parts)
         program, training = self.program, "grads" in carry
         payload = payload_packing(self.stations, backward=training)
         stash = stash_packing(self._stations(F) if training else [])
         left = left_packing(self._stations(I))
-        around = Surroundings(rows, self._context(batch, key), payload, stash, left)
+        around = Surroundings(weights, self._context(batch, key), payload, stash, left)
         carry = carry | dict(
             loss=(jnp.zeros(()), jnp.zeros(())),
             stash=stash.empty(program.num_rows, self.fill),
@@ -124,6 +141,11 @@ class Step:
             self._action(op, self.stations[code], around, carry) for op, code in program.branches
         ]
         return run_program(program, actions, payload, carry, self.fill)
+
+    @property
+    def _each_use(self) -> bool:
+        """Whether actions gather and scatter what is cut."""
+        return self.zero.per == "use" and self.layout.num_parts > 1
 
     def _stations(self, op: str) -> list[Station]:
         """Those that run an op."""
@@ -158,6 +180,24 @@ class Step:
         axes = (PIPE, DATA) if self.num_data > 1 else (PIPE,)
         loss, weight = lax.psum(carry["loss"], axes)
         return Totals(loss / weight, weight)
+
+
+def global_norm(layout: Layout, rows: Rows) -> jax.Array:
+    """Of all leaves, inside `shard_map`; padding and the copies of tied leaves are zero.
+
+    Args:
+      layout: of the rows, which may be gradients.
+      rows: this device's.
+    """
+    over = sorted(set().union(*(axes(layout, name) for name in layout.buffers)))
+    total = jnp.zeros(())
+    for name in layout.buffers:
+        squares = jnp.sum(jnp.square(rows[name].astype(jnp.float32)))
+        # Of what several devices hold alike, the first one's counts.
+        for axis in set(over) - set(axes(layout, name)):
+            squares = jnp.where(lax.axis_index(axis) == 0, squares, 0)
+        total += squares
+    return jnp.sqrt(lax.psum(total, over) if over else total)
 
 
 def _psum_any(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from jaxpipe.auto import Auto
 from jaxpipe.costs import layer_costs
 from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import check_runnable
-from jaxpipe.mesh import PIPE, axis_size, check_mesh
+from jaxpipe.mesh import DATA, PIPE, TENSOR, axis_size, check_mesh, traced_on
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition, partition
@@ -18,6 +18,26 @@ from jaxpipe.schedules import AUTO, Lockstep, Schedule, by_name, verify
 from jaxpipe.stages import Remat, Stages, build_stages
 from jaxpipe.storage import Layout
 from jaxpipe.storage.parameters import parameter_layout
+from jaxpipe.zero import Zero
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Settings:
+    """What `jaxpipe.initialize` is given, resolved; see there."""
+
+    model: PipelineModule
+    mesh: Mesh
+    optimizer: optax.GradientTransformation | None
+    schedule: Schedule | Auto
+    remat: Remat
+    zero: Zero
+    check_ids: bool
+    fill: float | None
+
+    @property
+    def num_data(self) -> int:
+        """Size of the `data` axis."""
+        return axis_size(self.mesh, DATA)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,43 +47,54 @@ class Structure:
     Attributes:
       schedule: the training schedule.
       partition: which layers make up which stage.
-      layout: where the parameters live.
+      layout: where the parameters live at rest.
+      local: shapes on one device: those of the outline, but for what is cut over `tensor`.
       optimizer: for these, or None.
     """
 
     schedule: Schedule
     partition: Partition
     layout: Layout
+    local: Outline
     optimizer: PlacedOptimizer | None
 
 
-def settle(
-    model: PipelineModule,
-    outline: Outline,
-    wanted: Schedule | Auto,
-    optimizer: optax.GradientTransformation | None,
-    remat: Remat,
-) -> Structure:
+def settle(settings: Settings, outline: Outline) -> Structure:
     """Finds the schedule, if that is still to be done, cuts the model and lays it out.
+
+    Args:
+      settings: of the engine.
+      outline: shapes on one microbatch of one data rank.
 
     Raises:
       PartitionError: the model cannot be cut into as many stages as the schedule has.
       ScheduleError: no schedule fits into memory.
     """
+    model, mesh, wanted = settings.model, settings.mesh, settings.schedule
     costs = layer_costs(model, outline)
+    local = model.outline_on(mesh, outline)
 
     def cut(placement: Sequence[int]) -> tuple[Partition, Layout]:
         found = partition(costs, len(placement), model.partition_method)
         rank_of = [placement[found.stage_of(i)] for i in range(len(model.layers))]
-        return found, parameter_layout(model.layers, outline.params, rank_of, 1 + max(placement))
+        layout = parameter_layout(
+            model.layers, outline, rank_of, 1 + max(placement),
+            num_tensor=axis_size(mesh, TENSOR),
+            num_parts=settings.num_data if settings.zero.cuts_state else 1,
+        )  # fmt: skip
+        return found, layout.cut if settings.zero.cuts_parameters else layout
 
     def trace(placement: Sequence[int]) -> Stages:
         found, layout = cut(placement)
-        return build_stages(model, outline, found, placement, layout, remat=remat, train=True)
+        stages = lambda: build_stages(
+            model, local, found, placement, layout, remat=settings.remat, train=True
+        )
+        return traced_on(mesh, stages)
 
     table = wanted.find(trace) if isinstance(wanted, Auto) else wanted
     found, layout = cut(table.placement)
-    return Structure(table, found, layout, optimizer and PlacedOptimizer(optimizer, layout))
+    optimizer = settings.optimizer and PlacedOptimizer(settings.optimizer, layout)
+    return Structure(table, found, layout, local, optimizer)
 
 
 def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:

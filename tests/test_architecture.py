@@ -15,7 +15,7 @@ HOUSE = """
 errors spec
 schedules
 partition
-losses mesh simulate_devices batch
+losses mesh simulate_devices batch zero
 tensor
 layers
 model jaxpr
@@ -24,7 +24,8 @@ storage
 slicing
 backward
 executor
-stages fresh spread
+stages fresh pieces
+spread
 step auto
 optimizer
 state timeline structure

@@ -52,7 +52,7 @@ def stages_of(model: jp.PipelineModule, batch: Batch, schedule: Schedule) -> Sta
     outline = model.outline(microbatch)
     cut = partition(layer_costs(model, outline), schedule.num_stages, "parameters")
     rank_of = [schedule.placement[cut.stage_of(i)] for i in range(len(model.layers))]
-    layout = parameter_layout(model.layers, outline.params, rank_of, RANKS)
+    layout = parameter_layout(model.layers, outline, rank_of, RANKS)
     return build_stages(model, outline, cut, schedule.placement, layout, train=True)
 
 

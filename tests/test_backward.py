@@ -26,7 +26,7 @@ def codes(
     outline = model.outline(batch)
     cut = partition(layer_costs(model, outline), num_stages, "uniform")
     rank_of = [cut.stage_of(i) for i in range(len(model.layers))]
-    layout = parameter_layout(model.layers, outline.params, rank_of, num_stages)
+    layout = parameter_layout(model.layers, outline, rank_of, num_stages)
     stages = build_stages(model, outline, cut, range(num_stages), layout, remat=remat, train=True)
     found = [stages.stations[code].code for code in stages.codes]
     return [code for code in found if code is not None]

@@ -25,10 +25,11 @@ def on_ranks(fn: Callable[..., Any], in_specs: Any, out_specs: Any, ranks: int =
 
 def test_outside_a_pipeline_there_is_one_rank():
     assert (tensor.size(), tensor.index()) == (1, 0)
+    x: Any = X
     for move in (tensor.fan_out, tensor.sum_up):
-        assert move(X) is X
-    for move in (tensor.all_gather, tensor.reduce_scatter, tensor.split, tensor.join):
-        assert move(X, 1) is X
+        assert move(x) is x
+    for along in (tensor.all_gather, tensor.reduce_scatter, tensor.split, tensor.join):
+        assert along(x, 1) is x
 
 
 def test_unbound_hides_the_axis():
@@ -81,7 +82,7 @@ def test_gradients_are_those_of_whole_arrays(way: str, ranks: int):
     down = 0.3 * rng.standard_normal((16, 8)).astype(np.float32)
 
     def found(x: Any, up: Any, down: Any) -> Any:
-        y, back = jax.vjp(lambda *args: mlp(*args, way), x, up, down)
+        y, back = jax.vjp(lambda x, up, down: mlp(x, up, down, way), x, up, down)
         return y, back(2 * y)
 
     activations = P("tensor") if way == "cut" else P()

@@ -10,7 +10,8 @@ from jax import lax
 from jaxpipe.backward import Gradients, StageCode, StagePlan
 from jaxpipe.executor.packing import Packing
 from jaxpipe.executor.run import AHEAD, BACK, Action, Carry, Cells
-from jaxpipe.storage import Home, Rows, accumulate, read
+from jaxpipe.executor.weights import Weights
+from jaxpipe.storage import Home
 
 PyTree = Any
 
@@ -29,25 +30,20 @@ class Station:
     homes: tuple[Home, ...]
     code: StageCode | None = None
 
-    def weights(self, rows: Rows) -> list[jax.Array]:
-        """The stage's weights, where they live."""
-        specs = self.plan.weights
-        return [read(rows, home, s.shape) for home, s in zip(self.homes, specs, strict=True)]
-
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
     """What every action sees and none changes.
 
     Attributes:
-      rows: this rank's weights, in the dtype of the computation.
+      weights: this device's weights.
       context: the microbatch's slice of the batch, its key, the stage's first layer.
       payload: how values travel.
       stash: how residuals are kept.
       left: how what I leaves for W is kept.
     """
 
-    rows: Rows
+    weights: Weights
     context: Callable[[Cells], dict[str, Any]]
     payload: Packing
     stash: Packing
@@ -69,7 +65,11 @@ class Surroundings:
     ) -> tuple[list[jax.Array], list[jax.Array], dict[str, Any]]:
         """A stage's weights, what its F kept of the microbatch, and the microbatch's context."""
         kept = self.stash.read(carry["stash"], _code(station).kept, cells["row"])
-        return station.weights(self.rows), kept, self.context(cells)
+        return self.weights_of(station, cells), kept, self.context(cells)
+
+    def weights_of(self, station: Station, cells: Cells) -> list[jax.Array]:
+        """A stage's weights."""
+        return self.weights.read(station.homes, station.plan.weights, cells.tick)
 
 
 def payload_packing(stations: Sequence[Station], *, backward: bool) -> Packing:
@@ -95,7 +95,7 @@ def forward(station: Station, around: Surroundings) -> Action:
 
     def run(cells: Cells, carry: Carry) -> Carry:
         x = around.receive(station, cells, carry)
-        y, kept = code.forward(station.weights(around.rows), x, around.context(cells))
+        y, kept = code.forward(around.weights_of(station, cells), x, around.context(cells))
         out = dict(stash=around.stash.write(carry["stash"], kept, cells["row"]))
         if not station.plan.is_last:
             out[AHEAD] = around.payload.write(carry[AHEAD], jax.tree.leaves(y))
@@ -150,7 +150,7 @@ def fused(station: Station, around: Surroundings) -> Action:
 
     def run(cells: Cells, carry: Carry) -> Carry:
         x = around.receive(station, cells, carry)
-        weights, context = station.weights(around.rows), around.context(cells)
+        weights, context = around.weights_of(station, cells), around.context(cells)
         _, kept = code.forward(weights, x, context)
         return _spend(station, around, carry, code.backward(weights, kept, context, []))
 
@@ -169,10 +169,11 @@ def _backward_action(
 
 def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradients) -> Carry:
     """Adds weight gradients and loss to the accumulators, and sends the input's gradient on."""
-    grads = dict(carry["grads"])
-    for i, gradient in found.weights:
-        accumulate(grads, station.homes[i], gradient)
-    out: Carry = dict(grads=grads) if found.weights else {}
+    out: Carry = {}
+    if found.weights:
+        homes = [station.homes[i] for i, _ in found.weights]
+        gradients = [gradient for _, gradient in found.weights]
+        out["grads"] = around.weights.add(carry["grads"], homes, gradients)
     if found.loss is not None:
         out["loss"] = jax.tree.map(lax.add, carry["loss"], found.loss)
     if found.x:
@@ -188,7 +189,7 @@ def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action
     def run(cells: Cells, carry: Carry) -> Carry:
         x = around.receive(station, cells, carry)
         context = around.context(cells)
-        y = plan.evaluate(station.weights(around.rows), x, context)
+        y = plan.evaluate(around.weights_of(station, cells), x, context)
         if plan.loss is None:
             return {AHEAD: around.payload.write(carry[AHEAD], jax.tree.leaves(y))}
         if not outputs:

@@ -17,7 +17,7 @@ def adapt(
     forward_fn: Callable[..., Any] | None = None,
     spreads: bool = False,
 ) -> dict[str, Any]:
-    """The plain half of a `Layer`: type_name, kind, init and apply."""
+    """The plain half of a `Layer`: type_name, kind, make, apply and takes_cut."""
     kwargs = kwargs or {}
     fn = forward_fn or layer.apply
     accepted = parameters_of(fn)
@@ -37,4 +37,5 @@ def adapt(
     settings = tuple((k, hashable(v)) for k, v in sorted(kwargs.items()))
     kind = ("function", fn, layer.init, tuple(map(hashable, args)), settings, spreads)
     type_name = getattr(layer.apply, "__name__", type(layer.apply).__name__).strip("<>")
-    return dict(type_name=type_name, kind=kind, init=init, apply=apply)
+    cuts = bool(getattr(fn, "takes_cut", False))
+    return dict(type_name=type_name, kind=kind, make=init, apply=apply, takes_cut=cuts)

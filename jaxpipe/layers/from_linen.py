@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import meta
 
 from jaxpipe.errors import LayerError
 from jaxpipe.layers.call import mode_arguments, parameters_of, spread
@@ -16,7 +15,7 @@ from jaxpipe.layers.layer import PyTree, SideInputs, hashable
 def adapt(
     module: nn.Module, forward_fn: Callable[..., Any] | None, spreads: bool
 ) -> dict[str, Any]:
-    """The linen half of a `Layer`: type_name, kind, init and apply."""
+    """The linen half of a `Layer`: type_name, kind, make, apply and takes_cut."""
     module = module.clone(name=None, parent=None)
     accepted = parameters_of(type(module).__call__) if forward_fn is None else frozenset()
     # What the module was built with stays: linen refuses to be told twice.
@@ -33,7 +32,7 @@ def adapt(
         keys: dict[str, Any] = {"params": params_key, "dropout": dropout_key}
         variables = module.init(keys, x, side, False, method=call)
         _refuse_state(type_name, variables)
-        return meta.unbox(dict(variables["params"])) if "params" in variables else {}
+        return dict(variables["params"]) if "params" in variables else {}
 
     def apply(
         params: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
@@ -42,7 +41,8 @@ def adapt(
         return module.apply({"params": params}, x, side, train, rngs=rngs, method=call)
 
     kind = ("linen", hashable(module), forward_fn, spreads)
-    return dict(type_name=type_name, kind=kind, init=init, apply=apply)
+    cuts = bool(getattr(module, "takes_cut", False))
+    return dict(type_name=type_name, kind=kind, make=init, apply=apply, takes_cut=cuts)
 
 
 def _refuse_state(type_name: str, variables: Mapping[str, Any]) -> None:

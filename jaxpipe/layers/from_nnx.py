@@ -19,7 +19,7 @@ def adapt(
     forward_fn: Callable[..., Any] | None,
     spreads: bool,
 ) -> dict[str, Any]:
-    """The NNX half of a `Layer`: type_name, kind, init, apply, given.
+    """The NNX half of a `Layer`: type_name, kind, make, apply, given and takes_cut.
 
     Args:
       make: `key -> module`, called under `jax.eval_shape` here and for real at init.
@@ -50,7 +50,8 @@ def adapt(
 
     kind = ("nnx", hashable(graph), forward_fn, spreads)
     given = None if ready is None else nnx.to_pure_dict(params)
-    return dict(type_name=type_name, kind=kind, init=init, apply=apply, given=given)
+    cuts = bool(getattr(module, "takes_cut", False))
+    return dict(type_name=type_name, kind=kind, make=init, apply=apply, given=given, takes_cut=cuts)
 
 
 def _seeded(randomness: nnx.State, key: jax.Array | None) -> nnx.State:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxpipe.layers.boxes import unboxed
+
 PyTree = Any
 SideInputs = Mapping[str, PyTree]
 Init = Callable[[jax.Array, PyTree, SideInputs], PyTree]
@@ -22,28 +24,35 @@ class Layer:
       name: unique in the model; the key of its parameters in every logical tree.
       type_name: the class or function it was made from; what `type:REGEX` matches.
       kind: equal for layers that run the same code; their stages share one compiled branch.
-      init: `(key, x, side inputs) -> params`; `x` may be abstract inside `jax.eval_shape`.
+      make: `(key, x, side inputs) -> params`, some perhaps in Flax's boxes; `x` may be abstract
+        inside `jax.eval_shape`.
       apply: `(params, x, side inputs, key or None, train) -> y`.
       batch_inputs: the fields of the batch that `apply` gets besides `x`.
       owner: the name of the layer that holds the parameters: its own, or for a tied layer the
         first layer of its tie.
       frozen: which leaves get no gradient: all, none, or those whose path matches a pattern.
       given: the parameters a ready-made NNX module came with, or None.
+      takes_cut: whether its input may be cut over the `tensor` axis.
     """
 
     index: int
     name: str
     type_name: str
     kind: Hashable
-    init: Init
+    make: Init
     apply: Apply
     batch_inputs: tuple[str, ...] = ()
     owner: str = ""
     frozen: bool | str = False
     given: PyTree | None = None
+    takes_cut: bool = False
 
     def __repr__(self) -> str:
         return f"Layer({self.name!r})"
+
+    def init(self, key: jax.Array, x: PyTree, side: SideInputs) -> PyTree:
+        """Fresh parameters, whole: `(key, x, side inputs) -> params`."""
+        return unboxed(self.make(key, x, side))
 
     @property
     def is_tied(self) -> bool:

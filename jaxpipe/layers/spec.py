@@ -15,6 +15,7 @@ class FunctionLayer:
       apply: `(params, x) -> y`, or `x -> y` without `init`. It may take side inputs by name,
         and `key` (a PRNG key, or None) and `train` where its signature has them.
       init: `(key, x) -> params` from an example input, or None for a layer without parameters.
+        Parameters in boxes of `flax.linen.with_partitioning` are cut over the mesh as these say.
       name: as for `LayerSpec`.
       batch_inputs: as for `LayerSpec`.
       frozen: as for `LayerSpec`.

@@ -1,17 +1,20 @@
 """Where each parameter lives, at rest and in the step."""
 
+from jaxpipe.storage.layout import Cut as Cut
 from jaxpipe.storage.layout import Layout as Layout
 from jaxpipe.storage.layout import LeafSpec as LeafSpec
 from jaxpipe.storage.layout import build_layout as build_layout
 from jaxpipe.storage.placed import Placed as Placed
-from jaxpipe.storage.placed import Rows as Rows
 from jaxpipe.storage.placed import abstract_placed as abstract_placed
-from jaxpipe.storage.placed import accumulate as accumulate
+from jaxpipe.storage.placed import axes as axes
 from jaxpipe.storage.placed import logical as logical
 from jaxpipe.storage.placed import place as place
-from jaxpipe.storage.placed import read as read
 from jaxpipe.storage.placed import specs as specs
-from jaxpipe.storage.placed import write as write
+from jaxpipe.storage.rows import Rows as Rows
+from jaxpipe.storage.rows import accumulate as accumulate
+from jaxpipe.storage.rows import in_parts as in_parts
+from jaxpipe.storage.rows import read as read
+from jaxpipe.storage.rows import write as write
 from jaxpipe.storage.sharing import BufferSpec as BufferSpec
 from jaxpipe.storage.sharing import Home as Home
 from jaxpipe.storage.sharing import Piece as Piece

@@ -4,6 +4,10 @@ A placed tree is a dict of buffers `[ranks, ...]`, each sharded over `pipe`, so 
 one row of each: its own rank's share and nothing else. How ranks whose layers differ share buffers
 is in `sharing.py`. Frozen leaves lie behind the trained ones, so that gradients, which only these
 have, need a beginning of the row.
+
+A leaf may be cut further: along one dim over `tensor`, as its layer says, and what a tensor rank
+has of it into parts, one for each data rank (ZeRO, arXiv:1910.02054). Rows are then whole, all
+parts of them on every data rank, or cut, one part on each.
 """
 
 import dataclasses
@@ -34,6 +38,7 @@ class LeafSpec:
       copies: further ranks that need its value in a step (tied layers).
       frozen: whether it gets no gradient.
       layer: the layer that it belongs to, if any.
+      tensor_dim: the dim that is cut over `tensor`, if any.
     """
 
     path: str
@@ -43,6 +48,7 @@ class LeafSpec:
     copies: tuple[int, ...] = ()
     frozen: bool = False
     layer: str | None = None
+    tensor_dim: int | None = None
 
     @property
     def size(self) -> int:
@@ -53,6 +59,43 @@ class LeafSpec:
     def bytes(self) -> int:
         """Bytes of one copy."""
         return self.size * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How the devices of one rank share a leaf.
+
+    Attributes:
+      shape: of the leaf.
+      tensor_dim: the dim that is cut over `tensor`, or None.
+      num_tensor: into how many pieces.
+      num_parts: how many parts the flat piece is cut into, over `data`; the last is filled up with
+        zeros.
+    """
+
+    shape: tuple[int, ...]
+    tensor_dim: int | None = None
+    num_tensor: int = 1
+    num_parts: int = 1
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The shape of what a tensor rank has."""
+        if self.tensor_dim is None:
+            return self.shape
+        shape = list(self.shape)
+        shape[self.tensor_dim] //= self.num_tensor
+        return tuple(shape)
+
+    @property
+    def part_size(self) -> int:
+        """Elements of what a data rank has of the piece."""
+        return -(-math.prod(self.piece) // self.num_parts)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether no part is filled up."""
+        return math.prod(self.piece) % self.num_parts == 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +109,9 @@ class Layout:
       homes: for each leaf {rank: Home}, empty for leaves of no rank.
       buffers: {name: row}.
       layers: names of layers in the order in which they chose their homes.
+      num_tensor: size of the `tensor` axis.
+      num_parts: how many parts rows may be cut into: the size of the `data` axis, or 1.
+      is_cut: whether each data rank holds one part of a row.
     """
 
     num_ranks: int
@@ -74,15 +120,26 @@ class Layout:
     homes: tuple[Mapping[int, Home], ...]
     buffers: Mapping[str, BufferSpec]
     layers: tuple[str, ...] = ()
+    num_tensor: int = 1
+    num_parts: int = 1
+    is_cut: bool = False
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of where every leaf lives: arrays of equal shapes may hold other layers."""
         places = [
-            (leaf.path, leaf.shape, str(leaf.dtype), sorted(homes.items()))
+            (leaf.path, leaf.shape, str(leaf.dtype), leaf.tensor_dim, sorted(homes.items()))
             for leaf, homes in zip(self.leaves, self.homes, strict=True)
         ]
-        return hashlib.sha256(repr((self.num_ranks, places)).encode()).hexdigest()
+        sizes = self.num_ranks, self.num_tensor, self.num_parts, self.is_cut
+        return hashlib.sha256(repr((sizes, places)).encode()).hexdigest()
+
+    @functools.cached_property
+    def cut(self) -> "Layout":
+        """The same with rows that are cut over `data`, where they can be."""
+        if self.is_cut or self.num_parts == 1:
+            return self
+        return dataclasses.replace(self, is_cut=True)
 
     @functools.cached_property
     def trainable(self) -> "Layout":
@@ -95,24 +152,48 @@ class Layout:
         homes = tuple(self.homes[i] for i in kept)
         leaves = tuple(self.leaves[i] for i in kept)
         ends: dict[str, int] = {}
-        for leaf, ranks in zip(leaves, homes, strict=True):
+        for i, ranks in zip(kept, homes, strict=True):
             for name, offset in ranks.values():
-                ends[name] = max(ends.get(name, 0), offset + leaf.size)
-        buffers = {name: _beginning(self.buffers[name], end) for name, end in sorted(ends.items())}
-        return Layout(self.num_ranks, treedef, leaves, homes, buffers, self.layers)
+                ends[name] = max(ends.get(name, 0), offset + self.cut_of(i).part_size)
+        buffers = {name: self.buffers[name].beginning(end) for name, end in sorted(ends.items())}
+        return dataclasses.replace(
+            self, treedef=treedef, leaves=leaves, homes=homes, buffers=buffers
+        )
+
+    def cut_of(self, index: int) -> Cut:
+        """How the devices of a rank share a leaf, when rows are cut."""
+        leaf = self.leaves[index]
+        pieces = 1 if leaf.tensor_dim is None else self.num_tensor
+        return Cut(leaf.shape, leaf.tensor_dim, pieces, self.num_parts)
+
+    def held_cut(self, index: int) -> Cut:
+        """How the devices of a rank share a leaf, as rows are."""
+        cut = self.cut_of(index)
+        return cut if self.is_cut else dataclasses.replace(cut, num_parts=1)
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """The shape in which a leaf is read from a row: a tensor rank's piece, or a flat part."""
+        cut = self.cut_of(index)
+        return (cut.part_size,) if self.is_cut else cut.piece
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a buffer's row on one device."""
+        spec = self.buffers[name]
+        return (spec.part_size,) if self.is_cut else spec.shape
 
     @property
     def bytes_per_rank(self) -> int:
         """Bytes of parameters on each device."""
-        return sum(buffer.bytes for buffer in self.buffers.values())
+        parts = self.num_parts if self.is_cut else 1
+        return sum(buffer.bytes for buffer in self.buffers.values()) // parts
 
     @property
     def share(self) -> list[int]:
-        """Bytes that each rank really needs."""
+        """Bytes that each rank really needs, on each device of the `tensor` axis."""
         need = [0] * self.num_ranks
-        for leaf, homes in zip(self.leaves, self.homes, strict=True):
+        for i, homes in enumerate(self.homes):
             for rank in homes:
-                need[rank] += leaf.bytes
+                need[rank] += math.prod(self.cut_of(i).piece) * self.leaves[i].dtype.itemsize
         return need
 
 
@@ -121,6 +202,9 @@ def build_layout(
     leaves: Sequence[LeafSpec],
     num_ranks: int,
     layers: Sequence[str] = (),
+    *,
+    num_tensor: int = 1,
+    num_parts: int = 1,
 ) -> Layout:
     """Gives every leaf a home.
 
@@ -131,20 +215,20 @@ def build_layout(
       layers: names of layers in the order in which their leaves choose buffers. Layers that
         correspond on different ranks should come at the same place of their ranks' sequences, so
         that their leaves meet in the same buffers.
+      num_tensor: size of the `tensor` axis.
+      num_parts: how many parts rows may be cut into.
     """
+    bare = Layout(num_ranks, treedef, tuple(leaves), (), {}, tuple(layers), num_tensor, num_parts)
     place = {name: i for i, name in enumerate(layers)}
     order = sorted(range(len(leaves)), key=lambda i: place.get(leaves[i].layer or "", -1))
     ranks_of = lambda leaf: () if leaf.rank is None else (leaf.rank, *leaf.copies)
     mine = [[i for i in order if rank in ranks_of(leaves[i])] for rank in range(num_ranks)]
-    pieces = [[Piece(leaves[i].shape, leaves[i].dtype, leaves[i].frozen) for i in m] for m in mine]
-    by_rank, buffers = share(pieces)
+    piece = lambda i: Piece(
+        bare.cut_of(i).piece, leaves[i].dtype, leaves[i].frozen, bare.cut_of(i).num_tensor > 1
+    )
+    by_rank, buffers = share([list(map(piece, indices)) for indices in mine], num_parts)
     homes: list[dict[int, Home]] = [{} for _ in leaves]
     for rank, (indices, found) in enumerate(zip(mine, by_rank, strict=True)):
         for i, home in zip(indices, found, strict=True):
             homes[i][rank] = home
-    return Layout(num_ranks, treedef, tuple(leaves), tuple(homes), buffers, tuple(layers))
-
-
-def _beginning(spec: BufferSpec, size: int) -> BufferSpec:
-    """As much of a buffer as `size` elements need."""
-    return spec if size == math.prod(spec.shape) else BufferSpec((size,), spec.dtype)
+    return dataclasses.replace(bare, homes=tuple(homes), buffers=buffers)

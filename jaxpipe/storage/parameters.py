@@ -6,21 +6,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.layers import Layer
-from jaxpipe.model import Logical
+from jaxpipe.model import Logical, Outline
 from jaxpipe.storage.layout import Layout, LeafSpec, build_layout
 
 
 def parameter_layout(
-    layers: Sequence[Layer], params: Logical, rank_of: Sequence[int], num_ranks: int
+    layers: Sequence[Layer],
+    outline: Outline,
+    rank_of: Sequence[int],
+    num_ranks: int,
+    num_tensor: int = 1,
+    num_parts: int = 1,
 ) -> Layout:
     """Where each parameter lives.
 
     Args:
       layers: all layers of the model.
-      params: abstract parameters by owner.
+      outline: of the model: its abstract parameters, whole.
       rank_of: for each layer the rank that runs it.
       num_ranks: size of the `pipe` axis.
+      num_tensor: size of the `tensor` axis.
+      num_parts: how many parts rows may be cut into, over the `data` axis.
     """
+    params = outline.params
     by_name = {layer.name: layer for layer in layers}
     users: dict[str, list[int]] = {}
     kinds: dict[object, set[int]] = {}
@@ -30,17 +38,20 @@ def parameter_layout(
             ranks.append(rank_of[layer.index])
         kinds.setdefault(layer.kind, set()).add(rank_of[layer.index])
     leaves = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    dims = [dim for name in sorted(params) for dim in outline.tensor_dims[name]]
+    found = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), dim in zip(found, dims, strict=True):
         layer = by_name[path[0].key]
         rank, *copies = users[layer.name]
         frozen = layer.is_frozen(path[1:]) or not jnp.issubdtype(leaf.dtype, jnp.inexact)
         name = jax.tree_util.keystr(path)
         shape, dtype = tuple(leaf.shape), jnp.dtype(leaf.dtype)
-        leaves.append(LeafSpec(name, shape, dtype, rank, tuple(copies), frozen, layer.name))
+        leaves.append(LeafSpec(name, shape, dtype, rank, tuple(copies), frozen, layer.name, dim))
     # Layers that several ranks have choose first: what only one rank has fills the gaps.
     order = sorted(layers, key=lambda layer: (len(kinds[layer.kind]) == 1, layer.index))
     names = [layer.name for layer in order]
-    return build_layout(jax.tree.structure(params), leaves, num_ranks, names)
+    tree = jax.tree.structure(params)
+    return build_layout(tree, leaves, num_ranks, names, num_tensor=num_tensor, num_parts=num_parts)
 
 
 def leaves_of(layout: Layout, params: Logical) -> dict[str, list[int]]:

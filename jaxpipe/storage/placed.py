@@ -2,23 +2,20 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import JaxpipeError
-from jaxpipe.mesh import PIPE
+from jaxpipe.mesh import DATA, PIPE, TENSOR
 from jaxpipe.spec import describe, is_traced
-from jaxpipe.storage.layout import Layout
-from jaxpipe.storage.sharing import Home
+from jaxpipe.storage.layout import Cut, Layout
 
 PyTree = Any
-Rows = Mapping[str, jax.Array]  # one rank's row of every buffer
 
 
 @functools.partial(
@@ -34,7 +31,8 @@ class Placed:
     tree: padding is zero in gradients, and a tied leaf counts once.
 
     Attributes:
-      buffers: {name: array `[ranks, ...]`, sharded over `pipe`}.
+      buffers: {name: array `[ranks, ...]`, sharded over `pipe`}; arrays of leaves that are cut over
+        `tensor`, and all where rows are cut over `data`, have a dim more for each, sharded too.
       shared: leaves of no layer, replicated.
       layout: where each leaf is (static).
     """
@@ -47,52 +45,30 @@ class Placed:
         return f"Placed({len(self.layout.leaves)} leaves in {len(self.buffers)} buffers)"
 
 
-def read(rows: Rows, home: Home, shape: tuple[int, ...]) -> jax.Array:
-    """One leaf out of its rank's row."""
-    row = rows[home.buffer]
-    size = int(np.prod(shape))
-    if row.size == size:
-        return row.reshape(shape)
-    return lax.slice(row, (home.offset,), (home.offset + size,)).reshape(shape)
-
-
-def write(rows: dict[str, jax.Array], home: Home, value: jax.Array) -> None:
-    """Puts one leaf into its rank's row, in the caller's own dict."""
-    row = rows[home.buffer]
-    value = value.astype(row.dtype)
-    if row.size == value.size:
-        rows[home.buffer] = value.reshape(row.shape)
-    else:
-        rows[home.buffer] = lax.dynamic_update_slice(row, value.reshape(-1), (home.offset,))
-
-
-def accumulate(rows: dict[str, jax.Array], home: Home, value: jax.Array) -> None:
-    """Adds to one leaf of a rank's row, in the row's dtype."""
-    row = rows[home.buffer]
-    value = value.astype(row.dtype)
-    if row.size == value.size:
-        # The sum takes the row's shape: XLA adds in place where the accumulator is not reshaped.
-        rows[home.buffer] = row + value.reshape(row.shape)
-    else:
-        part = lax.slice(row, (home.offset,), (home.offset + value.size,))
-        rows[home.buffer] = lax.dynamic_update_slice(row, part + value.reshape(-1), (home.offset,))
+def axes(layout: Layout, name: str) -> tuple[str, ...]:
+    """The mesh axes that a buffer is cut over: its first dims, before those of a row."""
+    cut = layout.buffers[name].cut
+    return (PIPE, *((TENSOR,) if cut else ()), *((DATA,) if layout.is_cut else ()))
 
 
 def specs(layout: Layout) -> Placed:
     """A `Placed` of partition specs: for `shard_map`, and under a mesh for shardings."""
     num_shared = sum(leaf.rank is None for leaf in layout.leaves)
-    return Placed(
-        dict.fromkeys(layout.buffers, PartitionSpec(PIPE)), (PartitionSpec(),) * num_shared, layout
-    )
+    buffers = {name: PartitionSpec(*axes(layout, name)) for name in layout.buffers}
+    return Placed(buffers, (PartitionSpec(),) * num_shared, layout)
 
 
 def abstract_placed(layout: Layout, mesh: Mesh) -> Placed:
     """Shapes, dtypes and shardings, for restoring a checkpoint or compiling ahead."""
-    ranked, everywhere = (NamedSharding(mesh, s) for s in (PartitionSpec(PIPE), PartitionSpec()))
     buffers = {
-        name: jax.ShapeDtypeStruct((layout.num_ranks, *b.shape), b.dtype, sharding=ranked)
-        for name, b in layout.buffers.items()
+        name: jax.ShapeDtypeStruct(
+            (*_counts(layout, name), *layout.row_shape(name)),
+            spec.dtype,
+            sharding=NamedSharding(mesh, PartitionSpec(*axes(layout, name))),
+        )
+        for name, spec in layout.buffers.items()
     }
+    everywhere = NamedSharding(mesh, PartitionSpec())
     shared = tuple(
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
         for leaf in layout.leaves
@@ -102,7 +78,7 @@ def abstract_placed(layout: Layout, mesh: Mesh) -> Placed:
 
 
 def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
-    """Puts a logical tree onto the mesh; each device receives its own rank's row only.
+    """Puts a logical tree onto the mesh; each device receives its own rows only.
 
     Raises:
       JaxpipeError: when the tree, a shape or a dtype differs from the layout's.
@@ -111,27 +87,38 @@ def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
     target = abstract_placed(layout, mesh)
 
     @functools.cache
-    def row(name: str, rank: int) -> np.ndarray:
+    def whole_row(name: str, rank: int, tensor: int) -> np.ndarray:
+        """`[parts, elements of a part]`."""
         spec = layout.buffers[name]
-        out = np.zeros(int(np.prod(spec.shape)), spec.dtype)
-        for leaf, homes in zip(leaves, layout.homes, strict=True):
+        out = np.zeros((spec.parts, spec.part_size), spec.dtype)
+        for i, homes in enumerate(layout.homes):
             home = homes.get(rank)
             if home is not None and home.buffer == name:
-                flat = np.asarray(leaf).reshape(-1)
-                out[home.offset : home.offset + flat.size] = flat
-        return out.reshape(1, *spec.shape)
+                cut = layout.cut_of(i)
+                flat = _piece(np.asarray(leaves[i]), cut, tensor).reshape(-1)
+                part = np.zeros((spec.parts, cut.part_size), spec.dtype)
+                part.reshape(-1)[: flat.size] = flat
+                out[:, home.offset : home.offset + cut.part_size] = part
+        return out
 
-    def build(name: str, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    def build(name: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+        counts, shape = _counts(layout, name), layout.row_shape(name)
+
         def rows_at(index: Any) -> np.ndarray:
-            ranks = range(*index[0].indices(layout.num_ranks))
-            return np.concatenate([row(name, rank) for rank in ranks])
+            places = [range(*s.indices(n)) for s, n in zip(index, counts, strict=False)]
+            rows = []
+            for place in itertools.product(*places):
+                where = dict(zip(axes(layout, name), place, strict=True))
+                row = whole_row(name, where[PIPE], where.get(TENSOR, 0))
+                rows.append(row[where[DATA]] if layout.is_cut else row)
+            return np.stack(rows).reshape(*map(len, places), *shape)
 
-        return jax.make_array_from_callback(spec.shape, spec.sharding, rows_at)
+        return jax.make_array_from_callback(target.shape, target.sharding, rows_at)
 
     buffers = {}
     for name, spec in target.buffers.items():
         buffers[name] = build(name, spec)
-        row.cache_clear()  # never more than one buffer of the model on the host
+        whole_row.cache_clear()  # never more than one buffer of the model on the host
     free = [x for x, leaf in zip(leaves, layout.leaves, strict=True) if leaf.rank is None]
     shared = [jax.device_put(x, s.sharding) for x, s in zip(free, target.shared, strict=True)]
     return Placed(buffers, tuple(shared), layout)
@@ -142,27 +129,59 @@ def logical(placed: Placed) -> PyTree:
     layout, shared = placed.layout, iter(placed.shared)
 
     @functools.cache
-    def row(name: str, rank: int) -> Any:
-        buffer = placed.buffers[name]
-        if is_traced(buffer) or not isinstance(buffer, jax.Array):
-            return buffer[rank].reshape(-1)
-        for shard in buffer.addressable_shards:
-            ranks = range(*shard.index[0].indices(layout.num_ranks))
-            if rank in ranks:
-                return np.asarray(shard.data)[rank - ranks.start].reshape(-1)
-        raise JaxpipeError(f"rank {rank} of {name} is on another process; gather it there.")
+    def whole_row(name: str, rank: int, tensor: int) -> Any:
+        """`[parts, elements of a part]`."""
+        spec, where = layout.buffers[name], {PIPE: rank, TENSOR: tensor}
+        places = range(spec.parts) if layout.is_cut else [0]
+        rows = []
+        for part in places:
+            place = tuple((where | {DATA: part})[axis] for axis in axes(layout, name))
+            rows.append(_row(placed.buffers[name], name, place).reshape(-1))
+        join = jnp.concatenate if is_traced(rows[0]) else np.concatenate
+        return (join(rows) if len(rows) > 1 else rows[0]).reshape(spec.parts, -1)
 
     out = []
-    for leaf, homes in zip(layout.leaves, layout.homes, strict=True):
+    for i, (leaf, homes) in enumerate(zip(layout.leaves, layout.homes, strict=True)):
         if leaf.rank is None:
             value = next(shared)
             out.append(value if is_traced(value) else np.asarray(value))
             continue
-        home = homes[leaf.rank]
-        out.append(
-            row(home.buffer, leaf.rank)[home.offset : home.offset + leaf.size].reshape(leaf.shape)
-        )
+        home, cut = homes[leaf.rank], layout.cut_of(i)
+        size = int(np.prod(cut.piece))
+        pieces = [
+            whole_row(home.buffer, leaf.rank, t)[:, home.offset : home.offset + cut.part_size]
+            .reshape(-1)[:size]
+            .reshape(cut.piece)
+            for t in range(cut.num_tensor)
+        ]
+        join = jnp.concatenate if is_traced(pieces[0]) else np.concatenate
+        out.append(join(pieces, cut.tensor_dim) if len(pieces) > 1 else pieces[0])
     return jax.tree.unflatten(layout.treedef, out)
+
+
+def _row(buffer: Any, name: str, place: tuple[int, ...]) -> Any:
+    """A row of a buffer, of the rank and so on that `place` says."""
+    if is_traced(buffer) or not isinstance(buffer, jax.Array):
+        return buffer[place]
+    for shard in buffer.addressable_shards:
+        starts = [s.indices(n)[:2] for s, n in zip(shard.index, buffer.shape, strict=True)]
+        here = list(zip(place, starts, strict=False))
+        if all(start <= at < stop for at, (start, stop) in here):
+            return np.asarray(shard.data)[tuple(at - start for at, (start, _) in here)]
+    raise JaxpipeError(f"{name}{list(place)} is on another process; gather it there.")
+
+
+def _counts(layout: Layout, name: str) -> tuple[int, ...]:
+    """The sizes of a buffer's first dims."""
+    sizes = {PIPE: layout.num_ranks, TENSOR: layout.num_tensor, DATA: layout.num_parts}
+    return tuple(sizes[axis] for axis in axes(layout, name))
+
+
+def _piece(leaf: np.ndarray, cut: Cut, tensor: int) -> np.ndarray:
+    """What a tensor rank has of a leaf."""
+    if cut.tensor_dim is None:
+        return leaf
+    return np.split(leaf, cut.num_tensor, cut.tensor_dim)[tensor]
 
 
 def _matching_leaves(layout: Layout, tree: PyTree) -> list[Any]:

@@ -12,7 +12,12 @@ A shared buffer costs its bytes for every list, used or not. So buffers are shar
 first, only as long as the whole does not grow beyond the largest list; the rest is packed. With one
 dtype no arrangement takes more than the largest list (+ SLACK), also when all lists differ. Arrays
 of several dtypes have a pack each: then it is the sum of the largest share of each dtype, which is
-more where a dtype belongs to few lists.
+more where a dtype belongs to few lists. The same goes for arrays that are cut over `tensor`, and
+those that are whole there.
+
+Rows may be cut into equal parts, one for each data rank: every array is then cut by itself, as if
+it were flat, with zeros behind it where its size is no multiple. So a part of a row holds the same
+part of every array, in the same places for all data ranks.
 """
 
 import math
@@ -25,29 +30,53 @@ SLACK = 0.02  # of the largest list, which may be spent on sharing
 
 
 class Home(NamedTuple):
-    """An array's elements begin at `offset` in `buffer`."""
+    """An array's elements begin at `offset` in `buffer`, or in each part of it."""
 
     buffer: str
     offset: int
 
 
 class BufferSpec(NamedTuple):
-    """A buffer, for one list."""
+    """A buffer, for one list.
+
+    Attributes:
+      shape: of a whole row; of a pack in several parts `(parts, size of a part)`.
+      dtype: of its elements.
+      cut: whether its arrays are cut over `tensor`.
+      parts: how many parts its rows may be cut into.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    cut: bool = False
+    parts: int = 1
 
     @property
     def bytes(self) -> int:
-        """Bytes of the buffer."""
+        """Bytes of a whole row."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def part_size(self) -> int:
+        """Elements of one part."""
+        return math.prod(self.shape) // self.parts
+
+    def beginning(self, size: int) -> "BufferSpec":
+        """As much of every part as `size` elements of it."""
+        if size == self.part_size:
+            return self
+        return self._replace(shape=_pack_shape(size, self.parts))
+
+
+def _pack_shape(part_size: int, parts: int) -> tuple[int, ...]:
+    return (part_size,) if parts == 1 else (parts, part_size)
 
 
 class Piece(NamedTuple):
     """An array of a list.
 
     Attributes:
-      shape: its shape.
+      shape: its shape, of what one device of the `tensor` axis has.
       dtype: its dtype.
       late: whether it lies behind all that are not late, and shares with late ones only: a buffer
         without the late ones is then a beginning of the buffer with them.
@@ -56,12 +85,14 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     late: bool = False
+    cut: bool = False  # over `tensor`: shares with such only
 
 
 class _Kind(NamedTuple):
     """Pieces that may share a buffer."""
 
     late: bool
+    cut: bool
     dtype: np.dtype
     size: int
 
@@ -69,12 +100,19 @@ class _Kind(NamedTuple):
     def bytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    @property
+    def pack(self) -> str:
+        """The name of the pack that it may be in."""
+        return f"{'tensor_' * self.cut}{self.dtype}_pack"
 
-def share(lists: Sequence[Sequence[Piece]]) -> tuple[list[list[Home]], dict[str, BufferSpec]]:
+
+def share(
+    lists: Sequence[Sequence[Piece]], parts: int = 1
+) -> tuple[list[list[Home]], dict[str, BufferSpec]]:
     """A home for each piece of each list, and the buffers that they make up.
 
     Pieces of one kind meet in the order of their lists: what corresponds should come at the same
-    place.
+    place. Rows can be cut into `parts`.
 
     >>> f32 = np.dtype("float32")
     >>> homes, buffers = share([[Piece((2, 2), f32), Piece((3,), f32)], [Piece((2, 2), f32)]])
@@ -86,55 +124,57 @@ def share(lists: Sequence[Sequence[Piece]]) -> tuple[list[list[Home]], dict[str,
     queues: dict[_Kind, list[list[int]]] = {}  # places in the lists
     for n, pieces in enumerate(lists):
         for i, piece in enumerate(pieces):
-            kind = _Kind(piece.late, piece.dtype, math.prod(piece.shape))
+            kind = _Kind(piece.late, piece.cut, piece.dtype, math.prod(piece.shape))
             queues.setdefault(kind, [[] for _ in lists])[n].append(i)
-    shared = _choose_shared(queues, len(lists))
+    shared = _choose_shared(queues, len(lists), parts)
     buffers: dict[str, BufferSpec] = {}
     homes: list[dict[int, Home]] = [{} for _ in lists]
-    ends: dict[np.dtype, list[int]] = {}
+    ends: dict[str, list[int]] = {}
     for kind in sorted(queues, key=lambda kind: kind.late):
         for j in range(max(map(len, queues[kind]))):
             users = {n: queue[j] for n, queue in enumerate(queues[kind]) if j < len(queue)}
             if (kind, j) in shared:
-                name = f"{'late_' * kind.late}{kind.dtype}_{kind.size}_{j}"
+                name = f"{'late_' * kind.late}{'tensor_' * kind.cut}{kind.dtype}_{kind.size}_{j}"
                 shapes = {lists[n][i].shape for n, i in users.items()}
                 shape = shapes.pop() if len(shapes) == 1 else (kind.size,)
-                buffers[name] = BufferSpec(shape, kind.dtype)
+                buffers[name] = BufferSpec(shape, kind.dtype, kind.cut, parts)
                 for n, i in users.items():
                     homes[n][i] = Home(name, 0)
                 continue
-            name, end = f"{kind.dtype}_pack", ends.setdefault(kind.dtype, [0] * len(lists))
+            end = ends.setdefault(kind.pack, [0] * len(lists))
             for n, i in users.items():
-                homes[n][i] = Home(name, end[n])
-                end[n] += kind.size
-            buffers[name] = BufferSpec((max(end),), kind.dtype)
+                homes[n][i] = Home(kind.pack, end[n])
+                end[n] += -(-kind.size // parts)
+            whole = _pack_shape(max(end), parts)
+            buffers[kind.pack] = BufferSpec(whole, kind.dtype, kind.cut, parts)
     ordered = [[home[i] for i in range(len(home))] for home in homes]
     return ordered, dict(sorted(buffers.items()))
 
 
 def _choose_shared(
-    queues: Mapping[_Kind, Sequence[Sequence[int]]], num_lists: int
+    queues: Mapping[_Kind, Sequence[Sequence[int]]], num_lists: int, parts: int
 ) -> set[tuple[Hashable, int]]:
     """Which (kind, place) become shared buffers, in no more bytes than packs alone would take."""
-    packs: dict[np.dtype, list[int]] = {}  # bytes by list
+    packs: dict[str, list[int]] = {}  # bytes by list
     for kind, by_list in queues.items():
-        pack = packs.setdefault(kind.dtype, [0] * num_lists)
+        pack = packs.setdefault(kind.pack, [0] * num_lists)
         for n, queue in enumerate(by_list):
             pack[n] += len(queue) * kind.bytes
     limit = (1 + SLACK) * sum(map(max, packs.values()))
     candidates = [
         (kind, j, [n for n, queue in enumerate(by_list) if j < len(queue)])
         for kind, by_list in queues.items()
+        if kind.size % parts == 0
         for j in range(max(map(len, by_list)))
     ]
     candidates.sort(key=lambda c: (-len(c[2]), -c[0].bytes, c[1]))
     shared, spent = set(), 0
     for kind, j, users in candidates:
-        pack = packs[kind.dtype]
+        pack = packs[kind.pack]
         without = [size - kind.bytes * (n in users) for n, size in enumerate(pack)]
-        others = sum(max(p) for dtype, p in packs.items() if dtype != kind.dtype)
+        others = sum(max(p) for name, p in packs.items() if name != kind.pack)
         if spent + kind.bytes + others + max(without) <= limit:
             shared.add((kind, j))
             spent += kind.bytes
-            packs[kind.dtype] = without
+            packs[kind.pack] = without
     return shared

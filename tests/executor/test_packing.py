@@ -81,7 +81,8 @@ def test_without_a_slot_a_payload_holds_one_list(name: str):
     lists = VARIANTS[name]
     packing = Packing.of([specs(v) for v in lists])
     buffers = packing.empty(None, float("nan"))
-    assert [(b.shape, b.dtype) for b in buffers] == list(packing.buffers.values())
+    want = [(spec.shape, spec.dtype) for spec in packing.buffers.values()]
+    assert [(b.shape, b.dtype) for b in buffers] == want
     for seed, variant in enumerate(lists):
         buffers = packing.write(buffers, values(variant, seed))
         equal(packing.read(buffers, specs(variant)), values(variant, seed))
