@@ -35,6 +35,9 @@ StageFn = Callable[[Sequence[jax.Array], PyTree, PyTree], PyTree]
 LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 
 
+SCALE = "scale"  # in a context: what the gradient of the loss starts as, where it is not 1
+
+
 class Gradients(NamedTuple):
     """What B gives.
 
@@ -287,5 +290,5 @@ class StageCode:
 
         given = [weights[i] for i in moving], [z_leaves[i] for i in floats]
         total, vjp, weight = jax.vjp(loss, *given, has_aux=True)
-        d_weights, dz = vjp(jnp.ones_like(total))
+        d_weights, dz = vjp(context.get(SCALE, jnp.ones_like(total)))
         return (total, weight), list(zip(moving, d_weights, strict=True)), dz

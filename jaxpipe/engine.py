@@ -1,13 +1,14 @@
 """The engine: pure functions that train a model through a pipeline, each one compiled call."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from jaxpipe.executor.program import Program
+from jaxpipe.loss_scale import LossScale, resolve_loss_scale
 from jaxpipe.machine import Machine
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
@@ -29,12 +30,16 @@ class Engine(NamedTuple):
     Attributes:
       init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
       train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
-        Metrics are float32 scalars: `loss`, `weight` (what a loss sum was divided by) and
-        `grad_norm` (over all stages, before clipping).
+        Metrics are scalars: `loss`, `weight` (what a loss sum was divided by), `grad_norm` (over
+        all stages, before clipping), `skipped`, and `loss_scale` of this step where there is one.
+        Where loss or gradients are not finite, on whatever rank, parameters and optimizer state
+        stay as they are on all; `skipped` counts such steps in a row.
       eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
       predict: `(state, batch) -> outputs` of the last layer, batch first.
-      value_and_grad: `(params, batch, key) -> (loss, grads)` for one's own train step; may be
-        called inside `jax.jit`. `grads` is placed as the trainable part of `params` is.
+      value_and_grad: `(params, batch, key, scale) -> (loss, grads)` for one's own train step; may
+        be called inside `jax.jit`. `grads` is placed as the trainable part of `params` is, and cut
+        from ZeRO stage 2 on. `scale` is for an engine with a loss scale, whose first one is used by
+        default; `grads` come divided by it.
       place: `{layer name: tree} -> params`, placed. Needs `partition` or `init` to have run once.
       logical: the way back, for parameters, gradients and optimizer states.
       abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
@@ -83,6 +88,7 @@ def initialize(
     memory_limit: float | None = None,
     remat: Remat = "none",
     zero: int | Zero = 0,
+    loss_scale: LossScale | float | Literal["auto"] | None = "auto",
     check_ids: bool = True,
     fill: float | None = None,
 ) -> Engine:
@@ -106,6 +112,8 @@ def initialize(
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       zero: what the data ranks share of a rank's state rather than each holding it: 0, nothing; 1,
         the optimizer's state; 2, gradients too; 3, parameters too; `Zero` says more.
+      loss_scale: what gradients are scaled by on their way, so that float16 holds them: "auto" is a
+        `LossScale()` for a model that computes in float16, and none else; a number stays as it is.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
       fill: what buffers hold before they are written; anything by default. Nothing reads it: NaN
         shows that.
@@ -117,20 +125,6 @@ def initialize(
     """
     wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit, remat)
     zero = zero if isinstance(zero, Zero) else Zero(zero)
-    machine = Machine(Settings(model, mesh, optimizer, wanted, remat, zero, check_ids, fill))
-    return Engine(
-        init=machine.init,
-        train_batch=machine.train_batch,
-        eval_batch=machine.eval_batch,
-        predict=machine.predict,
-        value_and_grad=machine.value_and_grad,
-        place=machine.place,
-        logical=machine.logical,
-        abstract_state=machine.abstract_state,
-        partition=machine.partition,
-        program=machine.program,
-        compiled=machine.compiled,
-        timeline=machine.timeline,
-        training_schedule=machine.schedule,
-        lockstep=machine.lockstep,
-    )
+    scale = resolve_loss_scale(loss_scale, model.compute_dtype)
+    machine = Machine(Settings(model, mesh, optimizer, wanted, remat, zero, scale, check_ids, fill))
+    return Engine(*(getattr(machine, name) for name in Engine._fields))

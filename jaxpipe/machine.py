@@ -79,7 +79,7 @@ class Machine:
                 )
             build = lambda: build_stages(
                 self._model, local, settled.partition, table.placement, settled.layout,
-                remat=given.remat, train=train,
+                remat=given.remat, train=train, scaled=train and given.loss_scale is not None,
             )  # fmt: skip
             stages = traced_on(self._mesh, build)
             fuse = train and self.lockstep.fuse
@@ -91,7 +91,7 @@ class Machine:
 
         return self._once(f"step {train}", batch, make)
 
-    def schedule(self) -> Schedule:  # noqa: D102
+    def training_schedule(self) -> Schedule:  # noqa: D102
         if isinstance(self._settings.schedule, Schedule):
             return self._settings.schedule
         return self._seen("schedule").schedule
@@ -141,8 +141,16 @@ class Machine:
             make = lambda: jax.jit(self._on_mesh(start, *trees))
             opt_state = self._once("optimizer.init", batch, make)(params)
         everywhere = NamedSharding(self._mesh, EVERYWHERE)
-        step, data = jax.device_put((jnp.int32(0), jax.random.key_data(run_key)), everywhere)
-        return TrainState(step, params, opt_state, data, str(jax.random.key_impl(run_key)))
+        scaling = self._settings.loss_scale
+        fresh = (
+            jnp.int32(0),
+            jax.random.key_data(run_key),
+            jnp.int32(0),
+            scaling and scaling.start(),
+        )
+        step, data, skipped, scale = jax.device_put(fresh, everywhere)
+        impl = str(jax.random.key_impl(run_key))
+        return TrainState(step, params, opt_state, data, skipped, scale, impl)
 
     def _fresh(self, settled: Structure, key: jax.Array, batch: Batch) -> Placed:
         if any(layer.given is not None for layer in self._model.layers):
@@ -174,33 +182,54 @@ class Machine:
         sharding = NamedSharding(self._mesh, EVERYWHERE)
         key = jax.random.key(0)
         data = jax.random.key_data(key)
-        opt = settled.optimizer
+        opt, scaling = settled.optimizer, self._settings.loss_scale
+        everywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
-            abstract_placed(settled.layout, self._mesh),
-            None if opt is None else abstract_placed(opt.state, self._mesh),
-            jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding),
-            str(jax.random.key_impl(key)),
+            step=everywhere(jnp.int32(0)),
+            params=abstract_placed(settled.layout, self._mesh),
+            opt_state=None if opt is None else abstract_placed(opt.state, self._mesh),
+            key=everywhere(data),
+            skipped=everywhere(jnp.int32(0)),
+            loss_scale=jax.tree.map(everywhere, scaling and scaling.start()),
+            key_impl=str(jax.random.key_impl(key)),
         )
 
     def value_and_grad(  # noqa: D102
-        self, params: Placed, batch: Batch, key: jax.Array | None = None
+        self,
+        params: Placed,
+        batch: Batch,
+        key: jax.Array | None = None,
+        scale: jax.Array | float | None = None,
     ) -> tuple[jax.Array, Placed]:
         batch = self._put(batch)
         key = jax.random.key(0) if key is None else key
+        scale = self._scale(scale)
         step = self._step(batch, train=True)
         cut = self._settings.zero.cuts_gradients
         moving = step.layout.trainable.cut if cut else step.layout.trainable
 
         def make() -> Callable[..., Any]:
-            def run(params: Placed, batch: Batch, key: jax.Array) -> tuple[jax.Array, Placed]:
-                totals, grads = step.gradients(held(params).rows, batch, key, cut=cut)
+            def run(params: Placed, batch: Batch, key: Any, scale: Any) -> tuple[Any, Placed]:
+                rows = held(params).rows
+                totals, grads = step.gradients(rows, batch, key, cut=cut, scale=scale)
                 return totals.loss, join(Held(grads, []), moving)
 
-            specs_in = (specs(step.layout), self._data_spec, EVERYWHERE)
+            specs_in = (specs(step.layout), self._data_spec, EVERYWHERE, EVERYWHERE)
             return jax.jit(self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving))))
 
-        return self._once("value_and_grad", batch, make)(params, batch, key)
+        return self._once("value_and_grad", batch, make)(params, batch, key, scale)
+
+    def _scale(self, scale: jax.Array | float | None) -> jax.Array | None:
+        """The loss scale of a step, if this engine scales."""
+        scaling = self._settings.loss_scale
+        if scaling is not None:
+            return jnp.asarray(scaling.initial if scale is None else scale, jnp.float32)
+        if scale is None:
+            return None
+        raise OptimizerError(
+            f"got scale={scale}, but this engine does not scale losses. Leave it out, or give"
+            " initialize(..., loss_scale=...)."
+        )
 
     def train_batch(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:  # noqa: D102
         batch = self._put(batch)
@@ -236,23 +265,34 @@ class Machine:
     def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Any:
         step = self._step(batch, train=True)
 
-        def local(params: Placed, opt_state: Placed, batch: Batch, key: jax.Array) -> Any:
+        def local(params: Placed, opt_state: Placed, batch: Batch, key: Any, scale: Any) -> Any:
             weights, moments = held(params), held(opt_state)
-            totals, grads = step.gradients(weights.rows, batch, key, cut=True)
+            totals, grads = step.gradients(weights.rows, batch, key, cut=True, scale=scale)
             norm = global_norm(optimizer.params, grads)
-            weights, moments = optimizer.update(Held(grads, []), moments, weights)
+            # Sums over all ranks, so all ranks agree.
+            finite = jnp.isfinite(norm) & jnp.isfinite(totals.loss)
+            weights, moments = optimizer.update(Held(grads, []), moments, weights, finite)
             metrics = dict(loss=totals.loss, weight=totals.weight, grad_norm=norm)
-            return join(weights, step.layout), join(moments, optimizer.state), metrics
+            return join(weights, step.layout), join(moments, optimizer.state), metrics, finite
 
         trees = specs(step.layout), specs(optimizer.state)
-        run = self._on_mesh(local, (*trees, self._data_spec, EVERYWHERE), (*trees, EVERYWHERE))
+        specs_in = (*trees, self._data_spec, EVERYWHERE, EVERYWHERE)
+        run = self._on_mesh(local, specs_in, (*trees, EVERYWHERE, EVERYWHERE))
+        scaling = self._settings.loss_scale
 
         def train(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-            params, opt_state, metrics = run(state.params, state.opt_state, batch, state.step_key)
-            new = dataclasses.replace(
-                state, step=state.step + 1, params=params, opt_state=opt_state
+            before = state.loss_scale
+            scale = before and before.scale
+            params, opt_state, metrics, finite = run(
+                state.params, state.opt_state, batch, state.step_key, scale
             )
-            return new, metrics
+            new = dataclasses.replace(
+                state, step=state.step + 1, params=params, opt_state=opt_state,
+                skipped=jnp.where(finite, 0, state.skipped + 1),
+                loss_scale=scaling.next(before, finite) if scaling and before else None,
+            )  # fmt: skip
+            more = {} if scale is None else dict(loss_scale=scale)
+            return new, metrics | dict(skipped=new.skipped) | more
 
         return jax.jit(train, donate_argnums=0)
 

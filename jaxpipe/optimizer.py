@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpipe.executor.run import when
 from jaxpipe.spread import Held, Spread
 from jaxpipe.storage import Layout, LeafSpec, build_layout
 from jaxpipe.storage.parts import gather_parts, own_part, put_beginning
@@ -53,8 +54,28 @@ class PlacedOptimizer:
         rows = {name: jnp.zeros(shape(name), b.dtype) for name, b in self.state.buffers.items()}
         return self._init([self._own(params)], [Held(rows, [])])[0]
 
-    def update(self, grads: Held, state: Held, params: Held) -> tuple[Held, Held]:
-        """New parameters and state, inside `shard_map`; frozen rows are passed on."""
+    def update(
+        self, grads: Held, state: Held, params: Held, wanted: jax.Array
+    ) -> tuple[Held, Held]:
+        """New parameters and state, inside `shard_map`; frozen rows are passed on.
+
+        Args:
+          grads: of this device.
+          state: of this device.
+          params: of this device, at rest.
+          wanted: bool scalar, the same on all devices; where False, nothing changes.
+        """
+
+        def body(_: jax.Array, now: Any) -> Any:
+            (rows, shared), own = now
+            new, moved = self._updated(grads, Held(dict(rows), shared), Held(dict(own), []))
+            return (moved.rows, moved.shared), new.rows
+
+        held = (state.rows, state.shared), params.rows
+        (rows, shared), own = when(wanted, body, held)
+        return Held(own, params.shared), Held(rows, shared)
+
+    def _updated(self, grads: Held, state: Held, params: Held) -> tuple[Held, Held]:
         own = self._own(params)
         new, new_state = self._update([grads, state, own], [own, state])
         if own is params:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxpipe.backward import StageCode, StagePlan
+from jaxpipe.backward import SCALE, StageCode, StagePlan
 from jaxpipe.errors import LayerError
 from jaxpipe.executor.actions import Station
 from jaxpipe.layers import Layer
@@ -44,6 +44,7 @@ def build_stages(
     *,
     remat: Remat = "none",
     train: bool,
+    scaled: bool = False,
 ) -> Stages:
     """Plans every stage, and traces F and B where `train` is set.
 
@@ -55,12 +56,13 @@ def build_stages(
       layout: where the parameters live.
       remat: what B recomputes; see `jaxpipe.initialize`.
       train: whether layers are told that they train, and gradients will be asked for.
+      scaled: whether the context holds a scale of the loss.
     """
     check_remat(remat)
     stations: dict[Hashable, Station] = {}
     codes = []
     for stage in range(partition.num_stages):
-        builder = _Builder(model, outline, layout, remat, train)
+        builder = _Builder(model, outline, layout, remat, train, scaled)
         layers = [model.layers[i] for i in partition.stage(stage)]
         key, station = builder.build(layers, placement[stage])
         stations.setdefault(key, station)
@@ -88,6 +90,7 @@ class _Builder:
     layout: Layout
     remat: Remat
     train: bool
+    scaled: bool
 
     def build(self, layers: Sequence[Layer], rank: int) -> tuple[Hashable, Station]:
         """The stage's plan at its place, and a key that alike stages share."""
@@ -114,7 +117,7 @@ class _Builder:
             head_weights=positions(layers[split:]),
             x=outline.inputs[layers[0].index],
             y=outline.outputs[layers[-1].index],
-            context=_context_spec(outline),
+            context=_context_spec(outline, self.scaled),
             is_first=is_first,
             needs_dx=self._needs_dx(layers[0].index),
         )
@@ -176,10 +179,11 @@ class _Builder:
         return run
 
 
-def _context_spec(outline: Outline) -> dict[str, Any]:
+def _context_spec(outline: Outline, scaled: bool) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     layer = jax.ShapeDtypeStruct((), "uint32")
-    return dict(batch=dict(outline.batch), key=key, layer=layer)
+    scale = {SCALE: jax.ShapeDtypeStruct((), "float32")} if scaled else {}
+    return dict(batch=dict(outline.batch), key=key, layer=layer, **scale)
 
 
 def _hashable_spec(tree: PyTree) -> Hashable:

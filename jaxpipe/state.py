@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
+from jaxpipe.loss_scale import ScaleState
 from jaxpipe.storage import Placed
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "key"],
+    data_fields=["step", "params", "opt_state", "key", "skipped", "loss_scale"],
     meta_fields=["key_impl"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +20,13 @@ class TrainState:
     """The state of a run. Every leaf is an array on the mesh.
 
     Attributes:
-      step: int32 scalar, steps taken.
+      step: int32 scalar, batches seen; of these some may have been skipped.
       params: the parameters, placed.
       opt_state: the optimizer's state, placed; None for an engine without an optimizer.
       key: key data of the run's PRNG key; step `n` uses `fold_in(key, n)`.
+      skipped: int32 scalar, steps in a row, up to the last one, that changed nothing because
+        gradients were not finite.
+      loss_scale: the loss scale of the next step; None where losses are not scaled.
       key_impl: the key's implementation (static).
     """
 
@@ -30,6 +34,8 @@ class TrainState:
     params: Placed
     opt_state: Placed | None
     key: Any
+    skipped: Any
+    loss_scale: ScaleState | None
     key_impl: str
 
     @property

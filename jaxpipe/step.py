@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpipe.backward import SCALE
 from jaxpipe.executor.actions import (
     Station,
     Surroundings,
@@ -70,7 +71,13 @@ class Step:
     fill: float | None = None
 
     def gradients(
-        self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, *, cut: bool
+        self,
+        rows: Rows,
+        batch: Mapping[str, PyTree],
+        key: jax.Array,
+        *,
+        cut: bool,
+        scale: jax.Array | None = None,
     ) -> tuple[Totals, dict[str, jax.Array]]:
         """The loss of the batch and its gradients, summed in float32 or wider.
 
@@ -79,6 +86,8 @@ class Step:
           batch: this data rank's part, `[rows, ...]`.
           key: of the step.
           cut: whether each data rank gets its part of the gradients, where rows may be cut.
+          scale: float32 scalar, what gradients are scaled by on their way; None where the stages
+            were built without.
         """
         moving = self.layout.trainable
         within = moving.cut if self._each_use else dataclasses.replace(moving, is_cut=False)
@@ -87,7 +96,7 @@ class Step:
             name: jnp.zeros(within.row_shape(name), wide(spec.dtype))
             for name, spec in moving.buffers.items()
         }
-        carry = self._run(rows, batch, key, dict(grads=zeros))
+        carry = self._run(rows, batch, key, dict(grads=zeros), scale)
         grads = carry["grads"]
         if self.num_data > 1 and not within.is_cut:
             cut = cut and moving.num_parts > 1
@@ -95,9 +104,9 @@ class Step:
         after = moving.cut if cut else within
         grads = collect_gradients(after, grads)
         totals = self._totals(carry)
-        scale = 1 / totals.weight
+        down = 1 / (totals.weight if scale is None else totals.weight * scale)
         narrow = {name: moving.buffers[name].dtype for name in grads}
-        return totals, {name: (g * scale).astype(narrow[name]) for name, g in grads.items()}
+        return totals, {name: (g * down).astype(narrow[name]) for name, g in grads.items()}
 
     def loss(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array) -> Totals:
         """The loss of the batch, by a forward-only program."""
@@ -121,7 +130,14 @@ class Step:
         # Every rank but the last holds zeros.
         return jax.tree.map(lambda x: _psum_any(join(x)), carry["outputs"])
 
-    def _run(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, carry: Carry) -> Carry:
+    def _run(
+        self,
+        rows: Rows,
+        batch: Mapping[str, PyTree],
+        key: jax.Array,
+        carry: Carry,
+        scale: jax.Array | None = None,
+    ) -> Carry:
         rows = cast_floats(send_copies(self.layout, rows), self.compute_dtype)
         if self.layout.is_cut and not self._each_use:
             rows = gather_parts(self.layout, rows)
@@ -131,7 +147,7 @@ class Step:
         payload = payload_packing(self.stations, backward=training)
         stash = stash_packing(self._stations(F) if training else [])
         left = left_packing(self._stations(I))
-        around = Surroundings(weights, self._context(batch, key), payload, stash, left)
+        around = Surroundings(weights, self._context(batch, key, scale), payload, stash, left)
         carry = carry | dict(
             loss=(jnp.zeros(()), jnp.zeros(())),
             stash=stash.empty(program.num_rows, self.fill),
@@ -160,9 +176,10 @@ class Step:
         return makers[op](station, around)
 
     def _context(
-        self, batch: Mapping[str, PyTree], key: jax.Array
+        self, batch: Mapping[str, PyTree], key: jax.Array, scale: jax.Array | None
     ) -> Callable[[Cells], dict[str, Any]]:
-        """A microbatch's slice of the batch, its key, and its stage's first layer."""
+        """A microbatch's slice of the batch, its key, its stage's first layer, the scale."""
+        more = {} if scale is None else {SCALE: scale}
         count = self.num_microbatches
         cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
         pieces = jax.tree.map(cut, dict(batch))
@@ -172,7 +189,9 @@ class Step:
             index = cells["microbatch"]
             take = lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
             piece_key = jax.random.fold_in(key, offset + index)
-            return dict(batch=jax.tree.map(take, pieces), key=piece_key, layer=cells["layer"])
+            return (
+                dict(batch=jax.tree.map(take, pieces), key=piece_key, layer=cells["layer"]) | more
+            )
 
         return context
 

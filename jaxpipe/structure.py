@@ -10,6 +10,7 @@ from jaxpipe.auto import Auto
 from jaxpipe.costs import layer_costs
 from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import check_runnable
+from jaxpipe.loss_scale import LossScale
 from jaxpipe.mesh import DATA, PIPE, TENSOR, axis_size, check_mesh, traced_on
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
@@ -31,6 +32,7 @@ class Settings:
     schedule: Schedule | Auto
     remat: Remat
     zero: Zero
+    loss_scale: LossScale | None
     check_ids: bool
     fill: float | None
 
@@ -87,8 +89,9 @@ def settle(settings: Settings, outline: Outline) -> Structure:
     def trace(placement: Sequence[int]) -> Stages:
         found, layout = cut(placement)
         stages = lambda: build_stages(
-            model, local, found, placement, layout, remat=settings.remat, train=True
-        )
+            model, local, found, placement, layout, remat=settings.remat, train=True,
+            scaled=settings.loss_scale is not None,
+        )  # fmt: skip
         return traced_on(mesh, stages)
 
     table = wanted.find(trace) if isinstance(wanted, Auto) else wanted

@@ -15,7 +15,7 @@ HOUSE = """
 errors spec
 schedules
 partition
-losses mesh simulate_devices batch zero
+losses mesh simulate_devices batch zero loss_scale
 tensor
 layers
 model jaxpr
@@ -24,8 +24,8 @@ storage
 slicing
 backward
 executor
-stages fresh pieces
-spread
+stages pieces
+fresh spread
 step auto
 optimizer
 state timeline structure

@@ -60,7 +60,7 @@ def on_ranks(optimizer: Any, num_steps: int) -> tuple[Any, Any]:
         return joined(on.init(held(params)), on.state)
 
     def update(grads: Placed, state: Placed, params: Placed) -> tuple[Placed, Placed]:
-        new, state_ = on.update(held(grads), held(state), held(params))
+        new, state_ = on.update(held(grads), held(state), held(params), jnp.bool_(True))
         return joined(new, where), joined(state_, on.state)
 
     trees = specs(where), specs(on.state)
