@@ -186,10 +186,13 @@ class Block(nn.Module):
         )
         dropout = Dropout(config.dropout, sequence_parallel=cut)
 
-        read = LayerNorm(sequence_parallel=cut, name="attention_norm")(x)
-        x = x + dropout(attention(read, segment_ids=segment_ids), train=train)
-        read = LayerNorm(sequence_parallel=cut, name="mlp_norm")(x)
-        return x + dropout(mlp(read), train=train)
+        # As matrices, but where a cut needs to know which dim is time.
+        tokens = x if is_cut(cut) else x.reshape(-1, config.width)
+        read = LayerNorm(sequence_parallel=cut, name="attention_norm")(tokens)
+        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids)
+        tokens = tokens + dropout(mixed.reshape(tokens.shape), train=train)
+        read = LayerNorm(sequence_parallel=cut, name="mlp_norm")(tokens)
+        return (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
 
 
 class Head(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.nn.dense import NORMAL, ColumnDense, RowDense
@@ -82,16 +81,17 @@ def _mix(
 ) -> jax.Array:
     """From the columns of `qkv`, `[batch, time, columns]`, to `[batch, time, width]`."""
     batch, time = qkv.shape[:2]
-    groups = qkv.reshape(batch, time, kv_heads, -1, features).transpose(0, 2, 3, 1, 4)
-    q, k, v = groups[:, :, :-2], groups[:, :, -2:-1], groups[:, :, -1]
+    heads = qkv.reshape(batch, time, kv_heads, -1, features)
+    q, k, v = heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
     if theta is not None:
-        positions = jnp.arange(time)
-        if segment_ids is not None:
-            positions = positions_within(segment_ids)[:, None, None]
-        angles = rotary_angles(positions, features, theta)
+        positions = jnp.arange(time) if segment_ids is None else positions_within(segment_ids)
+        angles = rotary_angles(positions, features, theta)[..., None, None, :]
         q, k = rotate(q, angles), rotate(k, angles)
-    mixed = causal_attention(q, k[:, :, 0], v, segment_ids)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1)
+    # [batch, kv_heads, queries * time, features], and keys and values alike.
+    q, k, v = (x.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, features) for x in (q, k, v))
+    mixed = causal_attention(q, k, v, segment_ids)
+    mixed = mixed.reshape(batch, -1, time, features)  # [batch, heads, time, features]
+    return mixed.swapaxes(1, 2).reshape(batch, time, -1)
 
 
 def causal_attention(
@@ -100,7 +100,8 @@ def causal_attention(
     """Causal softmax attention; its weights, `[time, time]` for each head, are in float32.
 
     Args:
-      q: queries, `[batch, kv_heads, queries, time, features]`: several may share a key head.
+      q: queries, `[batch, kv_heads, queries * time, features]`: several queries may share a key
+        head, one after the other, each at all times.
       k: keys, `[batch, kv_heads, time, features]`.
       v: values, like the keys.
       segment_ids: `[batch, time]`, or None: where they differ, no attention is paid.
@@ -108,14 +109,13 @@ def causal_attention(
     Returns:
       Like the queries.
     """
-    time = q.shape[-2]
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
-    visible = lax.broadcasted_iota(jnp.int32, (time, time), 0) >= lax.broadcasted_iota(
-        jnp.int32, (time, time), 1
-    )
+    time = k.shape[2]
+    queries = q.shape[2] // time
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
+    visible = jnp.tile(jnp.arange(time), queries)[:, None] >= jnp.arange(time)
     if segment_ids is not None:
-        same = segment_ids[:, :, None] == segment_ids[:, None, :]
-        visible &= same[:, None, None]
+        own = jnp.tile(segment_ids, (1, queries))
+        visible &= own[:, None, :, None] == segment_ids[:, None, None, :]
     scores = jnp.where(visible, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksd->bkgtd", weights, v)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, v)
