@@ -36,16 +36,8 @@ def cross_entropy(
     >>> print(total / weight, weight)  # log(4)
     1.3862944 4.0
     """
-    targets = _field(batch, "targets", outputs.shape[:-1], "the logits' without the last dim")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise BatchError(
-            f'Got batch["targets"] of type {targets.dtype}, expected the integers of the classes.'
-        )
-    weights = _weights(batch, targets.shape)
-    in_range = (targets >= 0) & (targets < outputs.shape[-1])
-    # An index out of range would be clamped in silence: what it weighs becomes NaN, unless nothing.
-    checked = jnp.where(in_range | (weights == 0), weights, jnp.nan)
-
+    targets, weights = classes(outputs.shape[:-1], batch)
+    in_range, checked = weighed(targets, weights, outputs.shape[-1])
     logits = outputs.astype(jnp.float32)
     index = jnp.where(in_range, targets, 0)[..., None]
     # A gather, whose gradient is a scatter into the softmax, in place. Against a comparison with
@@ -54,6 +46,27 @@ def cross_entropy(
     picked = jnp.take_along_axis(logits, index, axis=-1, mode="promise_in_bounds")[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - picked
     return jnp.sum(losses * checked), jnp.sum(weights)
+
+
+def classes(shape: tuple[int, ...], batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The targets of `cross_entropy` for logits `[*shape, vocab]`, and what each weighs, float32.
+
+    Raises:
+      BatchError: targets are missing, are no integers, or their shape does not fit.
+    """
+    targets = _field(batch, "targets", shape, "the logits' without the last dim")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise BatchError(
+            f'Got batch["targets"] of type {targets.dtype}, expected the integers of the classes.'
+        )
+    return targets, _weights(batch, shape)
+
+
+def weighed(targets: jax.Array, weights: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:
+    """Which targets are classes, and the weights with NaN for those that count and are not."""
+    in_range = (targets >= 0) & (targets < vocab)
+    # An index out of range would be clamped in silence: what it weighs becomes NaN, unless nothing.
+    return in_range, jnp.where(in_range | (weights == 0), weights, jnp.nan)
 
 
 def mean_squared_error(

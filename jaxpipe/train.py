@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpipe import losses
+from jaxpipe import nn
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import (
     Config,
@@ -165,7 +165,7 @@ def build_engine(config: Config) -> Engine:
     )
     model = PipelineModule(
         layers=gpt(network),
-        loss_fn=losses.cross_entropy,
+        loss_fn=nn.cross_entropy,
         partition_method=pipeline.partition,
         compute_dtype=jnp.dtype(pipeline.compute_dtype),
     )

@@ -31,6 +31,7 @@ optimizer
 state timeline structure
 machine
 engine
+nn
 models checkpoint data metrics
 config
 train

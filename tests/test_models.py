@@ -138,17 +138,17 @@ def test_segments_are_isolated():
 def reference_block(p: Any, x: jax.Array, num_heads: int) -> jax.Array:
     """The same block from the parts that Flax and JAX offer."""
 
-    def dense(name: str, x: jax.Array) -> jax.Array:
-        return x @ p[name]["kernel"] + p[name]["bias"]
+    def dense(part: str, name: str, x: jax.Array) -> jax.Array:
+        return x @ p[part][name]["kernel"] + p[part][name]["bias"]
 
     def norm(name: str, x: jax.Array) -> Any:
         return nn.LayerNorm(use_fast_variance=False).apply({"params": p[name]}, x)
 
-    q, k, v = jnp.split(dense("qkv", norm("attention_norm", x)), 3, axis=-1)
-    q, k, v = (a.reshape(*x.shape[:2], num_heads, -1) for a in (q, k, v))
+    qkv = dense("attention", "qkv", norm("attention_norm", x))
+    q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], num_heads, 3, -1), 3, 0)
     mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    x = x + dense("mix", mixed.reshape(x.shape))
-    return x + dense("down", jax.nn.gelu(dense("up", norm("mlp_norm", x))))
+    x = x + dense("attention", "out", mixed.reshape(x.shape))
+    return x + dense("mlp", "down", jax.nn.gelu(dense("mlp", "up", norm("mlp_norm", x))))
 
 
 def perturbed(tree: Any) -> Any:
@@ -214,9 +214,10 @@ def test_the_first_loss_is_that_of_a_guess():
 def test_what_is_added_to_the_residual_starts_small():
     config = GPTConfig(width=128, num_layers=8)
     params = jax.jit(block_of(config).init)(KEY, jnp.ones((1, 4, 128)), {})
-    for name, scale in [("qkv", 0.02), ("up", 0.02), ("mix", 0.005), ("down", 0.005)]:
-        np.testing.assert_allclose(np.std(params[name]["kernel"]), scale, rtol=0.05)
-        assert (params[name]["bias"] == 0).all()
+    dense = params["attention"] | params["mlp"]
+    for name, scale in [("qkv", 0.02), ("up", 0.02), ("out", 0.005), ("down", 0.005)]:
+        np.testing.assert_allclose(np.std(dense[name]["kernel"]), scale, rtol=0.05)
+        assert (dense[name]["bias"] == 0).all()
 
 
 def test_a_gpt_runs_in_bfloat16():

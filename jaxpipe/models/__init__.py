@@ -1,6 +1,8 @@
-"""Models to start from, as lists of layers: a GPT, a multilayer perceptron, a convolutional net."""
+"""Models to start from, as lists of layers: a GPT, a Llama, an MLP, a convolutional net."""
 
 from jaxpipe.models.conv import convnet as convnet
 from jaxpipe.models.gpt import GPTConfig as GPTConfig
 from jaxpipe.models.gpt import gpt as gpt
+from jaxpipe.models.llama import LlamaConfig as LlamaConfig
+from jaxpipe.models.llama import llama as llama
 from jaxpipe.models.mlp import mlp as mlp

@@ -6,7 +6,7 @@ float32, with the residuals passing through slots, on one CPU core:
 
   activations as [batch, time, width] throughout, autodiff keeps what it likes   32 ms, 21.3 MiB
   as matrices [batch * time, width], but for attention                           28 ms, 20.3 MiB
-  and what is cheap to compute again computed again (`_recomputed`)              25 ms,  6.0 MiB
+  and what is cheap to compute again computed again (`nn.recomputed`)            25 ms,  6.0 MiB
 
 At the speed that each matrix product has alone, these would take 17 ms.
 """
@@ -14,14 +14,26 @@ At the speed that each matrix product has alone, these would take 17 ms.
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax import lax
 
+from jaxpipe import tensor
 from jaxpipe.errors import BatchError, ConfigError
-from jaxpipe.layers import LayerSpec
+from jaxpipe.layers import LayerSpec, TiedLayerSpec
+from jaxpipe.nn import (
+    Attention,
+    ColumnDense,
+    Dropout,
+    Embedding,
+    GeluMLP,
+    LayerNorm,
+    embedding_table,
+    is_cut,
+    lookup,
+    positions_within,
+)
 
 _INITIAL_SCALE = 0.02
 
@@ -38,6 +50,12 @@ class GPTConfig:
       sequence_length: the longest sequence, in tokens: that many positions are learned.
       mlp_ratio: hidden features of the MLP, in units of `width`.
       dropout: the probability of dropping a feature of what attention and MLP add, in training.
+      tied: whether the logits are products with the vectors of the token ids.
+      sequence_parallel: whether activations are cut along time between the layers, where the
+        `tensor` axis has several ranks (arXiv:2205.05198).
+
+    Several ranks share each block, and must divide `num_heads`, `mlp_ratio * width`, `vocab_size`
+    and, with `sequence_parallel`, the time.
 
     Raises:
       ConfigError: lists every value that cannot be.
@@ -54,6 +72,8 @@ class GPTConfig:
     sequence_length: int = 128
     mlp_ratio: int = 4
     dropout: float = 0.0
+    tied: bool = False
+    sequence_parallel: bool = False
 
     def __post_init__(self):
         sizes = ("vocab_size", "width", "num_layers", "num_heads", "sequence_length", "mlp_ratio")
@@ -73,23 +93,37 @@ class GPTConfig:
 def gpt(config: GPTConfig, packed: bool = False) -> list[LayerSpec]:
     """A GPT of `config.num_layers + 2` layers: tokens, int32 `[batch, time]`, to logits.
 
+    With `config.tied` there are two more, because layers that share a parameter have no other: the
+    tokens' vectors, the positions, the blocks, the norm, and the tokens' vectors again.
+
     Args:
       config: its sizes.
       packed: whether each row holds several sequences, one after the other. The batch then has a
         field `"segment_ids"`, integers `[batch, time]`, another one for each sequence of a row:
         tokens attend only within their segment, and positions count from its first token.
 
-    The logits are `[batch, time, vocab]`, and those at `t` depend on tokens up to `t` only.
+    The logits are `[batch, time, vocab]`, and those at `t` depend on tokens up to `t` only. Where
+    the `tensor` axis has several ranks they are cut over the vocabulary, as `nn.cross_entropy`
+    takes them.
 
     >>> gpt(GPTConfig(num_layers=2, width=8))[0]
     LayerSpec(Embed, GPTConfig(vocab_size=256, width=8, num_layers=2, num_heads=4, \
-sequence_length=128, mlp_ratio=4, dropout=0.0))
+sequence_length=128, mlp_ratio=4, dropout=0.0, tied=False, sequence_parallel=False))
     """
     side = ("segment_ids",) if packed else ()
+    blocks = [LayerSpec(Block, config, batch_inputs=side) for _ in range(config.num_layers)]
+    cut = config.sequence_parallel
+    if not config.tied:
+        return [LayerSpec(Embed, config, batch_inputs=side), *blocks, LayerSpec(Head, config)]
+    token = functools.partial(
+        TiedLayerSpec, "token", Embedding, config.vocab_size, config.width, sequence_parallel=cut
+    )
     return [
-        LayerSpec(Embed, config, batch_inputs=side),
-        *(LayerSpec(Block, config, batch_inputs=side) for _ in range(config.num_layers)),
-        LayerSpec(Head, config),
+        token(),
+        LayerSpec(Position, config, batch_inputs=side),
+        *blocks,
+        LayerSpec(LayerNorm, sequence_parallel=cut),
+        token(forward_fn=Embedding.attend),
     ]
 
 
@@ -100,145 +134,98 @@ class Embed(nn.Module):
     """
 
     config: GPTConfig
+    takes_cut: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
         """Tokens, integers `[batch, time]`, to `[batch, time, width]`."""
-        config, time = self.config, tokens.shape[1]
-        if time > config.sequence_length:
-            raise BatchError(
-                f"Got sequences of {time} tokens, and GPTConfig(sequence_length="
-                f"{config.sequence_length}) learns no more positions than that: cut the sequences, "
-                f"or ask for sequence_length={time}."
-            )
-        token = self.param("token", _normal(), (config.vocab_size, config.width))
-        position = self.param("position", _normal(), (config.sequence_length, config.width))
-        if segment_ids is None:
-            return jnp.take(token, tokens, axis=0) + position[:time]
-        return jnp.take(token, tokens, axis=0) + position[_positions_within(segment_ids)]
+        config = self.config
+        _check_length(config, tokens.shape[1])
+        token = embedding_table(self, "token", config.vocab_size, config.width)
+        position = _positions(self, config)
+        x = lookup(token, tokens, config.sequence_parallel)
+        return x + _rows(position, tokens.shape[1], segment_ids, config.sequence_parallel)
+
+
+class Position(nn.Module):
+    """Adds a learned vector per position."""
+
+    config: GPTConfig
+    takes_cut: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
+        """`[batch, time, width]` to the same; see `gpt` for `segment_ids`."""
+        cut = self.config.sequence_parallel
+        time = x.shape[1] * (tensor.size() if is_cut(cut) else 1)
+        _check_length(self.config, time)
+        return x + _rows(_positions(self, self.config), time, segment_ids, cut)
 
 
 class Block(nn.Module):
     """Causal self-attention and an MLP, each added to what it read through a LayerNorm."""
 
     config: GPTConfig
+    takes_cut: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, segment_ids: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         """`[batch, time, width]` to the same; see `gpt` for `segment_ids`."""
-        config = self.config
-        width, hidden = config.width, config.width * config.mlp_ratio
-        into_residual = _normal(_INITIAL_SCALE / math.sqrt(2 * config.num_layers))
-        dropout = nn.Dropout(config.dropout, deterministic=not train)
+        config, cut = self.config, self.config.sequence_parallel
+        into_residual = nn.initializers.normal(_INITIAL_SCALE / math.sqrt(2 * config.num_layers))
+        attention = Attention(
+            config.num_heads, sequence_parallel=cut, out_init=into_residual, name="attention"
+        )
+        mlp = GeluMLP(
+            config.mlp_ratio * config.width,
+            sequence_parallel=cut,
+            out_init=into_residual,
+            name="mlp",
+        )
+        dropout = Dropout(config.dropout, sequence_parallel=cut)
 
-        # A weight's gradient contracts over tokens. As one dim they need no transposed copy.
-        tokens = x.reshape(-1, width)
-        qkv = Dense(3 * width, name="qkv")(LayerNorm(name="attention_norm")(tokens))
-        mixed = _attention(qkv.reshape(*x.shape[:2], -1), config.num_heads, segment_ids)
-        mixed = Dense(width, kernel_init=into_residual, name="mix")(mixed.reshape(-1, width))
-        tokens = tokens + dropout(mixed)
-
-        up = Dense(hidden, name="up")(LayerNorm(name="mlp_norm")(tokens))
-        down = Dense(width, kernel_init=into_residual, gelu=True, name="down")(up)
-        return (tokens + dropout(down)).reshape(x.shape)
+        # As matrices, but where a cut needs to know which dim is time.
+        tokens = x if is_cut(cut) else x.reshape(-1, config.width)
+        read = LayerNorm(sequence_parallel=cut, name="attention_norm")(tokens)
+        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids)
+        tokens = tokens + dropout(mixed.reshape(tokens.shape), train=train)
+        read = LayerNorm(sequence_parallel=cut, name="mlp_norm")(tokens)
+        return (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
 
 
 class Head(nn.Module):
     """A last LayerNorm and the projection to logits, without bias."""
 
     config: GPTConfig
+    takes_cut: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, time, width]` to logits `[batch, time, vocab]`."""
-        tokens = LayerNorm(name="norm")(x.reshape(-1, self.config.width))
-        logits = Dense(self.config.vocab_size, use_bias=False, name="logits")(tokens)
-        return logits.reshape(*x.shape[:2], -1)
+        """`[batch, time, width]` to logits `[batch, time, vocab]`, cut over the vocabulary."""
+        cut, size = self.config.sequence_parallel, self.config.vocab_size
+        x = LayerNorm(sequence_parallel=cut, name="norm")(x)
+        return ColumnDense(size, use_bias=False, sequence_parallel=cut, name="logits")(x)
 
 
-class Dense(nn.Module):
-    """`x @ kernel + bias`, of GELU(x) if asked for."""
-
-    features: int
-    use_bias: bool = True
-    gelu: bool = False
-    kernel_init: nn.initializers.Initializer = nn.initializers.normal(_INITIAL_SCALE)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[tokens, width]` to `[tokens, features]`."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = _gelu_matmul(x, kernel) if self.gelu else x @ kernel
-        if not self.use_bias:
-            return y
-        return y + self.param("bias", nn.initializers.zeros, (self.features,))
+def _check_length(config: GPTConfig, time: int) -> None:
+    if time > config.sequence_length:
+        raise BatchError(
+            f"Got sequences of {time} tokens, and GPTConfig(sequence_length="
+            f"{config.sequence_length}) learns no more positions than that: cut the sequences, "
+            f"or ask for sequence_length={time}."
+        )
 
 
-class LayerNorm(nn.Module):
-    """Each row to mean 0 and variance 1 (arXiv:1607.06450), then scaled and shifted."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[tokens, width]` to the same."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return _layer_norm(x, scale, bias)
+def _positions(module: nn.Module, config: GPTConfig) -> jax.Array:
+    shape = (config.sequence_length, config.width)
+    return module.param("position", nn.initializers.normal(_INITIAL_SCALE), shape)
 
 
-# For backward such a function keeps its arguments only, and the rest is computed again. It is used
-# where that takes next to no time beside the matrix products, and keeps a fraction of the memory.
-# Where F and B stand in one program XLA may merge the two computations, which is as well.
-_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
-
-
-@_recomputed
-def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    centred = x.astype(jnp.float32)
-    centred -= jnp.mean(centred, axis=-1, keepdims=True)
-    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    return (centred * lax.rsqrt(variance + 1e-6)).astype(x.dtype) * scale + bias
-
-
-@_recomputed
-def _gelu_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x) @ kernel
-
-
-@functools.partial(_recomputed, static_argnums=1)
-def _attention(qkv: jax.Array, num_heads: int, segment_ids: jax.Array | None) -> jax.Array:
-    """Causal softmax attention; its `[time, time]` weights are in float32 and never kept.
-
-    Args:
-      qkv: `[batch, time, 3 * width]`: queries, keys and values, each with its heads side by side.
-      num_heads: into how many heads the width is cut.
-      segment_ids: `[batch, time]`, or None: where they differ, no attention is paid.
-
-    Returns:
-      `[batch, time, width]`.
-    """
-    batch, time = qkv.shape[:2]
-    heads = qkv.reshape(batch, time, 3 * num_heads, -1).swapaxes(1, 2)
-    q, k, v = jnp.split(heads, 3, axis=1)  # [batch, num_heads, time, width / num_heads]
-    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
-    visible = lax.broadcasted_iota(jnp.int32, (time, time), 0) >= lax.broadcasted_iota(
-        jnp.int32, (time, time), 1
-    )
-    if segment_ids is not None:
-        visible &= segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    scores = jnp.where(visible, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bhts,bhsd->bhtd", weights, v)
-    return mixed.swapaxes(1, 2).reshape(batch, time, -1)
-
-
-def _positions_within(segment_ids: jax.Array) -> jax.Array:
-    """Each token's distance from the first of its segment, `[batch, time]`."""
-    index = lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
-    begins = segment_ids != jnp.roll(segment_ids, 1, axis=1)
-    return index - lax.cummax(jnp.where(begins, index, 0), axis=1)
-
-
-def _normal(scale: float = _INITIAL_SCALE) -> nn.initializers.Initializer:
-    return nn.initializers.normal(scale)
+def _rows(
+    position: jax.Array, time: int, segment_ids: jax.Array | None, sequence_parallel: bool
+) -> jax.Array:
+    """The vectors of a batch's positions, `[time, width]` or `[batch, time, width]`."""
+    index = slice(time) if segment_ids is None else positions_within(segment_ids)
+    return tensor.split(position[index], -2) if sequence_parallel else position[index]

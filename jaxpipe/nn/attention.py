@@ -1,0 +1,121 @@
+"""Causal self-attention, of which each rank computes some of the heads."""
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.errors import ConfigError
+from jaxpipe.nn.dense import NORMAL, ColumnDense, RowDense
+from jaxpipe.nn.pieces import share
+from jaxpipe.nn.recompute import recomputed
+from jaxpipe.nn.rotary import positions_within, rotary_angles, rotate
+
+
+class Attention(nn.Module):
+    """Queries, keys and values, causal attention, and a projection of all heads together.
+
+    Queries may share keys and values (arXiv:2305.13245): query head `h` reads key head
+    `h // (num_heads / num_kv_heads)`. The columns of `qkv` are `[num_kv_heads, queries of one key
+    head + key + value, features of a head]`, so that a piece of them is some heads, whole.
+
+    Attributes:
+      num_heads: of the queries; the width is a multiple of it.
+      num_kv_heads: of keys and values, which divides `num_heads`; None for as many. The ranks must
+        divide it.
+      rotary_theta: base of rotary positions (arXiv:2104.09864), or None for none.
+      use_bias: whether the projections have biases.
+      sequence_parallel: whether activations come and go cut along time.
+      kernel_init: of `qkv`, `[width, columns]`.
+      out_init: of `out`, `[width, width]`.
+    """
+
+    num_heads: int
+    num_kv_heads: int | None = None
+    rotary_theta: float | None = None
+    use_bias: bool = True
+    sequence_parallel: bool = False
+    kernel_init: nn.initializers.Initializer = NORMAL
+    out_init: nn.initializers.Initializer = NORMAL
+    takes_cut: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
+        """`[batch, time, width]` to the same.
+
+        Args:
+          x: whole, or cut along time with `sequence_parallel`.
+          segment_ids: integers `[batch, time]`, whole, or None: where they differ, no attention is
+            paid, and positions count from the first of a segment.
+
+        Raises:
+          ConfigError: heads do not divide the width, or one another, or ranks the heads.
+        """
+        width, heads = x.shape[-1], self.num_heads
+        kv_heads = heads if self.num_kv_heads is None else self.num_kv_heads
+        if width % heads or heads % kv_heads:
+            raise ConfigError(
+                f"Got width = {width}, num_heads = {heads} and num_kv_heads = {kv_heads}: each"
+                " must be a multiple of the next."
+            )
+        local = share(kv_heads, "num_heads" if self.num_kv_heads is None else "num_kv_heads")
+        common: dict[str, Any] = dict(
+            use_bias=self.use_bias, sequence_parallel=self.sequence_parallel
+        )
+        columns = (heads + 2 * kv_heads) * (width // heads)
+        qkv = ColumnDense(columns, kernel_init=self.kernel_init, name="qkv", **common)(x)
+        mixed = _mix(qkv, segment_ids, local, width // heads, self.rotary_theta)
+        return RowDense(width, kernel_init=self.out_init, name="out", **common)(mixed)
+
+
+@functools.partial(recomputed, static_argnums=(2, 3, 4))
+def _mix(
+    qkv: jax.Array,
+    segment_ids: jax.Array | None,
+    kv_heads: int,
+    features: int,
+    theta: float | None,
+) -> jax.Array:
+    """From the columns of `qkv`, `[batch, time, columns]`, to `[batch, time, width]`."""
+    batch, time = qkv.shape[:2]
+    heads = qkv.reshape(batch, time, kv_heads, -1, features)
+    q, k, v = heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
+    if theta is not None:
+        positions = jnp.arange(time) if segment_ids is None else positions_within(segment_ids)
+        angles = rotary_angles(positions, features, theta)[..., None, None, :]
+        q, k = rotate(q, angles), rotate(k, angles)
+    # [batch, kv_heads, queries * time, features], and keys and values alike.
+    q, k, v = (x.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, features) for x in (q, k, v))
+    mixed = causal_attention(q, k, v, segment_ids)
+    mixed = mixed.reshape(batch, -1, time, features)  # [batch, heads, time, features]
+    return mixed.swapaxes(1, 2).reshape(batch, time, -1)
+
+
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+    """Causal softmax attention; its weights, `[time, time]` for each head, are in float32.
+
+    Args:
+      q: queries, `[batch, kv_heads, queries * time, features]`: several queries may share a key
+        head, one after the other, each at all times.
+      k: keys, `[batch, kv_heads, time, features]`.
+      v: values, like the keys.
+      segment_ids: `[batch, time]`, or None: where they differ, no attention is paid.
+
+    Returns:
+      Like the queries.
+    """
+    time = k.shape[2]
+    queries = q.shape[2] // time
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
+    visible = jnp.tile(jnp.arange(time), queries)[:, None] >= jnp.arange(time)
+    if segment_ids is not None:
+        own = jnp.tile(segment_ids, (1, queries))
+        visible &= own[:, None, :, None] == segment_ids[:, None, None, :]
+    scores = jnp.where(visible, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, v)
