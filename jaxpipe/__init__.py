@@ -8,6 +8,7 @@ from jaxpipe.errors import JaxpipeError as JaxpipeError
 from jaxpipe.layers import FunctionLayer as FunctionLayer
 from jaxpipe.layers import LayerSpec as LayerSpec
 from jaxpipe.layers import TiedLayerSpec as TiedLayerSpec
+from jaxpipe.mesh import describe_mesh as describe_mesh
 from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import PipelineModule as PipelineModule
 from jaxpipe.partition import Partition as Partition

@@ -43,6 +43,7 @@ class Engine(NamedTuple):
       timeline: `(state, batch) -> (state, metrics, Timeline)`: a train step, and when each rank's
         actions began and ended, in seconds. The first step of a process is slower than others.
       training_schedule: `() -> Schedule`; read it as `schedule`.
+      mesh: what it runs on.
       lockstep: how the ranks wait for each other in this engine's loop, for `schedules.simulate`.
     """
 
@@ -59,6 +60,7 @@ class Engine(NamedTuple):
     compiled: Callable[[TrainState, Batch], Any]
     timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
     training_schedule: Callable[[], Schedule]
+    mesh: Mesh
     lockstep: Lockstep
 
     @property
@@ -127,5 +129,6 @@ def initialize(
         compiled=machine.compiled,
         timeline=machine.timeline,
         training_schedule=machine.schedule,
+        mesh=mesh,
         lockstep=machine.lockstep,
     )
