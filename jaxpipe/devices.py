@@ -99,7 +99,7 @@ def _neighbours(grid: np.ndarray, sizes: dict[str, int]) -> list[str]:
         _, counts = np.unique(processes, return_counts=True)
         held = " or ".join(map(str, sorted(set(counts.tolist()))))
         lines.append(
-            "tensor crosses processes: if these are machines, every layer waits for the link between"
-            f" them. A tensor that divides the {held} devices of a process does not cross."
+            "tensor crosses processes: if these are machines, every layer waits for the link"
+            f" between them. A tensor that divides the {held} devices of a process does not cross."
         )
     return lines

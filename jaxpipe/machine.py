@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.auto import Auto
 from jaxpipe.batch import check_ids, microbatch_spec
+from jaxpipe.compiler_options import CompilerOptions, merged, preset
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
@@ -21,7 +22,7 @@ from jaxpipe.model import Logical, Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline, forward_only
-from jaxpipe.spec import is_traced
+from jaxpipe.spec import abstract, is_traced
 from jaxpipe.spread import Held
 from jaxpipe.stages import Remat, build_stages, check_remat
 from jaxpipe.state import TrainState
@@ -47,6 +48,7 @@ class Machine:
         remat: Remat,
         check_ids: bool,
         fill: float | None,
+        compiler_options: Mapping[str, bool | int | str | None] | None,
     ):
         check_remat(remat)
         self._model, self._mesh, self._optimizer = model, mesh, optimizer
@@ -54,6 +56,7 @@ class Machine:
         self._wanted = schedule
         self.lockstep = lockstep_on(mesh, remat)
         self._remat, self._check_ids, self._fill = remat, check_ids, fill
+        self._wanted_options = compiler_options
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
         self._data_spec = PartitionSpec(DATA) if DATA in mesh.axis_names else PartitionSpec()
@@ -93,7 +96,8 @@ class Machine:
                 remat=self._remat, train=train,
             )  # fmt: skip
             fuse = train and self.lockstep.fuse
-            program = lower(table, stages.codes, stages.first_layers, fuse=fuse)
+            always = self.lockstep.steady and table.latency > 0
+            program = lower(table, stages.codes, stages.first_layers, fuse=fuse, always=always)
             return Step(
                 program, stages.stations, settled.layout, table.num_microbatches, self._num_data,
                 self._model.compute_dtype, self._fill,
@@ -127,14 +131,35 @@ class Machine:
             fn, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
+    def compiler_options(self) -> CompilerOptions:  # noqa: D102
+        platform = self._mesh.devices.flat[0].platform
+        found = preset(platform, jax.__version__, self.schedule().latency)
+        return merged(found, self._wanted_options)
+
+    def _jit(self, what: str, batch: Batch, make: Callable[[], Any], **settings: Any) -> Any:
+        """`make()`, jitted once; with compiler options where JAX takes them.
+
+        Within a user's own `jax.jit` it takes none: there they are the user's to give.
+        """
+        inside = is_traced(jnp.zeros(()))
+
+        def jitted() -> Any:
+            options = None if inside else self.compiler_options() or None
+            return jax.jit(make(), compiler_options=options, **settings)
+
+        return self._once(f"{what} {inside}", batch, jitted)
+
     def _put(self, batch: Batch) -> Batch:
-        """Checks a batch on the host and lays it out over `data`."""
-        leaves = jax.tree.leaves(dict(batch))
+        """Checks a batch on the host and lays it out over `data`; an abstract one as well."""
+        leaves, sharding = jax.tree.leaves(dict(batch)), NamedSharding(self._mesh, self._data_spec)
         if any(is_traced(leaf) for leaf in leaves):
             return batch
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+            spec = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return jax.tree.map(spec, abstract(dict(batch)))
         if self._check_ids:
             check_ids(batch, self._model.id_ranges)
-        return jax.device_put(dict(batch), NamedSharding(self._mesh, self._data_spec))
+        return jax.device_put(dict(batch), sharding)
 
     def init(self, key: jax.Array, batch: Batch) -> TrainState:  # noqa: D102
         key = (
@@ -200,9 +225,9 @@ class Machine:
                 return totals.loss, _join(Held(grads, []), moving)
 
             specs_in = (specs(step.layout), self._data_spec, EVERYWHERE)
-            return jax.jit(self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving))))
+            return self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving)))
 
-        return self._once("value_and_grad", batch, make)(params, batch, key)
+        return self._jit("value_and_grad", batch, make)(params, batch, key)
 
     def train_batch(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:  # noqa: D102
         batch = self._put(batch)
@@ -233,9 +258,10 @@ class Machine:
                 "this engine has no optimizer, so it cannot train_batch. Give initialize(...,"
                 " optimizer=...), or use value_and_grad in a step of your own."
             )
-        return self._once("train", batch, lambda: self._train_step(batch, optimizer))
+        make = lambda: self._train_step(batch, optimizer)
+        return self._jit("train", batch, make, donate_argnums=0)
 
-    def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Any:
+    def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Callable[..., Any]:
         step = self._step(batch, train=True)
 
         def local(params: Placed, opt_state: Placed, batch: Batch, key: jax.Array) -> Any:
@@ -256,7 +282,7 @@ class Machine:
             )
             return new, metrics
 
-        return jax.jit(train, donate_argnums=0)
+        return train
 
     def eval_batch(self, state: TrainState, batch: Batch) -> Any:  # noqa: D102
         batch = self._put(batch)
@@ -267,9 +293,9 @@ class Machine:
                 totals = step.loss(_held(params).rows, batch, jax.random.key(0))
                 return totals._asdict()
 
-            return jax.jit(self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE))
+            return self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE)
 
-        return self._once("eval", batch, make)(state.params, batch)
+        return self._jit("eval", batch, make)(state.params, batch)
 
     def predict(self, state: TrainState, batch: Batch) -> PyTree:  # noqa: D102
         batch = self._put(batch)
@@ -282,9 +308,9 @@ class Machine:
                 return step.outputs(_held(params).rows, batch, jax.random.key(0), spec)
 
             specs_in = (specs(step.layout), self._data_spec)
-            return jax.jit(self._on_mesh(run, specs_in, self._data_spec))
+            return self._on_mesh(run, specs_in, self._data_spec)
 
-        return self._once("predict", batch, make)(state.params, batch)
+        return self._jit("predict", batch, make)(state.params, batch)
 
     # Logical trees.
 

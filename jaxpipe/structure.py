@@ -69,11 +69,12 @@ def settle(
 def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:
     """How the ranks of a mesh wait for each other.
 
-    On CPU, XLA lets all ranks meet at each permute; elsewhere those that a link joins. What
-    recomputation saves of memory, a last stage that is fused would spend again.
+    On CPU, XLA lets all ranks meet at each permute; elsewhere those that a link joins, and permutes
+    can run beside work unless a choice of links encloses them. What recomputation saves of memory,
+    a last stage that is fused would spend again.
     """
-    barrier = "all" if mesh.devices.flat[0].platform == "cpu" else "links"
-    return Lockstep(barrier, fuse=remat == "none")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return Lockstep("all" if on_cpu else "links", fuse=remat == "none", steady=not on_cpu)
 
 
 def resolve(

@@ -102,6 +102,9 @@ def train(
     bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
     plan = engine.partition(batch(step=1)), engine.schedule, describe_mesh(engine.mesh)
     console.note("\n" + "\n\n".join(map(str, plan)) + "\n")
+    if options := engine.compiler_options():
+        shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        console.note(f"compiler options: {shown}\n")
     folder.open()
     with contextlib.ExitStack() as stack:
         stack.callback(console.close)

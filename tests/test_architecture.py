@@ -27,7 +27,7 @@ executor
 stages fresh spread
 step auto
 optimizer
-state timeline structure
+state timeline structure compiler_options
 machine
 engine
 models checkpoint data metrics
@@ -129,6 +129,7 @@ def test_plans_import_nothing_that_loads_jax():
 TOLD = (
     "layers",
     "batch",
+    "compiler_options",
     "devices",
     "mesh",
     "engine",

@@ -48,6 +48,7 @@ class PretendedEngine(NamedTuple):
     abstract_state: Callable[..., Any]
     schedule: str = "the schedule"
     mesh: Mesh = jp.make_mesh()
+    compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
     partition: Callable[..., str] = lambda batch: "the partition"
 
 
@@ -148,6 +149,7 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
     assert held_out[8]["bigram_loss"] == outcome.bigram_loss
     assert len(list(folder.glob("events*"))) == 1
     assert "the partition\n\nthe schedule\n\nmesh: pipe 1 x data 1 x" in printed
+    assert "compiler options: an_option=True" in printed
     assert read(folder / "config.yaml").trainer == config.trainer
 
 
