@@ -141,13 +141,11 @@ class Machine:
 
         Within a user's own `jax.jit` it takes none: there they are the user's to give.
         """
-        inside = is_traced(jnp.zeros(()))
-
-        def jitted() -> Any:
-            options = None if inside else self.compiler_options() or None
-            return jax.jit(make(), compiler_options=options, **settings)
-
-        return self._once(f"{what} {inside}", batch, jitted)
+        options = self.compiler_options() or None
+        if options and is_traced(jnp.zeros(())):
+            options = None
+        jitted = lambda: jax.jit(make(), compiler_options=options, **settings)
+        return self._once(f"{what} {options is None}", batch, jitted)
 
     def _put(self, batch: Batch) -> Batch:
         """Checks a batch on the host and lays it out over `data`; an abstract one as well."""
