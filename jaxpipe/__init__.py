@@ -9,6 +9,7 @@ from jaxpipe.layers import FunctionLayer as FunctionLayer
 from jaxpipe.layers import LayerSpec as LayerSpec
 from jaxpipe.layers import TiedLayerSpec as TiedLayerSpec
 from jaxpipe.loss_scale import LossScale as LossScale
+from jaxpipe.mesh import describe_mesh as describe_mesh
 from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import PipelineModule as PipelineModule
 from jaxpipe.partition import Partition as Partition

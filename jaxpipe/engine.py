@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from jaxpipe.compiler_options import CompilerOptions
 from jaxpipe.executor.program import Program
 from jaxpipe.loss_scale import LossScale, resolve_loss_scale
 from jaxpipe.machine import Machine
@@ -45,10 +46,15 @@ class Engine(NamedTuple):
       abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
       partition: `batch -> Partition`, which can be printed.
       program: `batch -> Program`, which can be printed.
-      compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis.
+      compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis. Both
+        may be abstract, as from `abstract_state`, and the mesh that of a described topology: see
+        `jax.experimental.topologies`.
       timeline: `(state, batch) -> (state, metrics, Timeline)`: a train step, and when each rank's
         actions began and ended, in seconds. The first step of a process is slower than others.
       training_schedule: `() -> Schedule`; read it as `schedule`.
+      compiler_options: `() -> what XLA is told` wherever a function of the engine is compiled by
+        itself; within one's own `jax.jit`, give it these. Empty on CPU.
+      mesh: what it runs on.
       lockstep: how the ranks wait for each other in this engine's loop, for `schedules.simulate`.
     """
 
@@ -65,6 +71,8 @@ class Engine(NamedTuple):
     compiled: Callable[[TrainState, Batch], Any]
     timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
     training_schedule: Callable[[], Schedule]
+    compiler_options: Callable[[], CompilerOptions]
+    mesh: Mesh
     lockstep: Lockstep
 
     @property
@@ -91,6 +99,7 @@ def initialize(
     loss_scale: LossScale | float | Literal["auto"] | None = "auto",
     check_ids: bool = True,
     fill: float | None = None,
+    compiler_options: Mapping[str, bool | int | str | None] | None = None,
 ) -> Engine:
     """Puts a model, a mesh, an optimizer and a schedule together. Nothing is compiled yet.
 
@@ -99,15 +108,14 @@ def initialize(
       mesh: from `make_mesh`; must have a `pipe` axis.
       optimizer: from optax; it sees the logical tree `{layer name: leaves}`. Without one there is
         no `train_batch`.
-      schedule: a name from `jaxpipe.schedules.NAMES`, a table of one's own, or "auto": the
-        fastest table that `jaxpipe.schedules.search` finds for the FLOPs of the model's stages.
+      schedule: a name from `jaxpipe.schedules.NAMES`, a table of one's own, or "auto": the fastest
+        that `jaxpipe.schedules.search` finds for the FLOPs of the model's stages.
       num_microbatches: how many microbatches each data rank's part of a batch is cut into; a
         `Schedule` says it itself.
       num_chunks: how many stages each rank owns, for schedules that leave it open (interleaved,
         looped-bfs, interleaved-zb; 2 by default); for "auto" the most that it may try.
-      memory_limit: for "auto", bytes that a rank may have for what backwards need of their
-        forwards, and W of I; mailboxes come on top. Without it, as much as num_ranks microbatches
-        take after I, so that ZB-H1 fits.
+      memory_limit: for "auto", bytes that a rank may have for what backwards need of forwards, and
+        W of I; mailboxes not counted. By default what num_ranks microbatches take after I: ZB-H1.
       remat: what the backward pass recomputes: "none"; "full" (a stage keeps its input only);
         k (the inputs of every k layers); or a policy from `jax.checkpoint_policies`.
       zero: what the data ranks share of a rank's state rather than each holding it: 0, nothing; 1,
@@ -115,8 +123,8 @@ def initialize(
       loss_scale: what gradients are scaled by on their way, so that float16 holds them: "auto" is a
         `LossScale()` for a model that computes in float16, and none else; a number stays as it is.
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
-      fill: what buffers hold before they are written; anything by default. Nothing reads it: NaN
-        shows that.
+      fill: what buffers hold before they are written. Nothing reads it: NaN shows that.
+      compiler_options: for XLA, over those of `compiler_options.preset`; a None takes one out.
 
     Raises:
       MeshError: when the mesh lacks the `pipe` axis, or there is no such `zero`.
@@ -126,5 +134,8 @@ def initialize(
     wanted = resolve(model, mesh, schedule, num_microbatches, num_chunks, memory_limit, remat)
     zero = zero if isinstance(zero, Zero) else Zero(zero)
     scale = resolve_loss_scale(loss_scale, model.compute_dtype)
-    machine = Machine(Settings(model, mesh, optimizer, wanted, remat, zero, scale, check_ids, fill))
+    settings = Settings(
+        model, mesh, optimizer, wanted, remat, zero, scale, check_ids, fill, compiler_options
+    )
+    machine = Machine(settings)
     return Engine(*(getattr(machine, name) for name in Engine._fields))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpipe.batch import check_ids, microbatch_spec
+from jaxpipe.compiler_options import CompilerOptions, merged, preset
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
@@ -18,7 +19,7 @@ from jaxpipe.model import Logical, Outline
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline, forward_only
-from jaxpipe.spec import is_traced
+from jaxpipe.spec import abstract, is_traced
 from jaxpipe.spread import Held, held, join
 from jaxpipe.stages import build_stages, check_remat
 from jaxpipe.state import TrainState
@@ -37,7 +38,8 @@ class Machine:
 
     def __init__(self, settings: Settings):
         check_remat(settings.remat)
-        self._settings, self._model, self._mesh = settings, settings.model, settings.mesh
+        self._settings, self._model = settings, settings.model
+        self.mesh = self._mesh = settings.mesh
         self.lockstep = lockstep_on(settings.mesh, settings.remat)
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
@@ -83,7 +85,8 @@ class Machine:
             )  # fmt: skip
             stages = traced_on(self._mesh, build)
             fuse = train and self.lockstep.fuse
-            program = lower(table, stages.codes, stages.first_layers, fuse=fuse)
+            always = self.lockstep.steady and table.latency > 0
+            program = lower(table, stages.codes, stages.first_layers, fuse=fuse, always=always)
             return Step(
                 program, stages.stations, settled.layout, given.zero, table.num_microbatches,
                 given.num_data, self._model.compute_dtype, given.fill,
@@ -117,14 +120,33 @@ class Machine:
             fn, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
+    def compiler_options(self) -> CompilerOptions:  # noqa: D102
+        platform = self._mesh.devices.flat[0].platform
+        found = preset(platform, jax.__version__, self.training_schedule().latency)
+        return merged(found, self._settings.compiler_options)
+
+    def _jit(self, what: str, batch: Batch, make: Callable[[], Any], **settings: Any) -> Any:
+        """`make()`, jitted once; with compiler options where JAX takes them.
+
+        Within a user's own `jax.jit` it takes none: there they are the user's to give.
+        """
+        options = self.compiler_options() or None
+        if options and is_traced(jnp.zeros(())):
+            options = None
+        jitted = lambda: jax.jit(make(), compiler_options=options, **settings)
+        return self._once(f"{what} {options is None}", batch, jitted)
+
     def _put(self, batch: Batch) -> Batch:
-        """Checks a batch on the host and lays it out over `data`."""
-        leaves = jax.tree.leaves(dict(batch))
+        """Checks a batch on the host and lays it out over `data`; an abstract one as well."""
+        leaves, sharding = jax.tree.leaves(dict(batch)), NamedSharding(self._mesh, self._data_spec)
         if any(is_traced(leaf) for leaf in leaves):
             return batch
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+            spec = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return jax.tree.map(spec, abstract(dict(batch)))
         if self._settings.check_ids:
             check_ids(batch, self._model.id_ranges)
-        return jax.device_put(dict(batch), NamedSharding(self._mesh, self._data_spec))
+        return jax.device_put(dict(batch), sharding)
 
     def init(self, key: jax.Array, batch: Batch) -> TrainState:  # noqa: D102
         key = (
@@ -215,9 +237,9 @@ class Machine:
                 return totals.loss, join(Held(grads, []), moving)
 
             specs_in = (specs(step.layout), self._data_spec, EVERYWHERE, EVERYWHERE)
-            return jax.jit(self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving))))
+            return self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving)))
 
-        return self._once("value_and_grad", batch, make)(params, batch, key, scale)
+        return self._jit("value_and_grad", batch, make)(params, batch, key, scale)
 
     def _scale(self, scale: jax.Array | float | None) -> jax.Array | None:
         """The loss scale of a step, if this engine scales."""
@@ -260,9 +282,10 @@ class Machine:
                 "this engine has no optimizer, so it cannot train_batch. Give initialize(...,"
                 " optimizer=...), or use value_and_grad in a step of your own."
             )
-        return self._once("train", batch, lambda: self._train_step(batch, optimizer))
+        make = lambda: self._train_step(batch, optimizer)
+        return self._jit("train", batch, make, donate_argnums=0)
 
-    def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Any:
+    def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Callable[..., Any]:
         step = self._step(batch, train=True)
 
         def local(params: Placed, opt_state: Placed, batch: Batch, key: Any, scale: Any) -> Any:
@@ -294,7 +317,7 @@ class Machine:
             more = {} if scale is None else dict(loss_scale=scale)
             return new, metrics | dict(skipped=new.skipped) | more
 
-        return jax.jit(train, donate_argnums=0)
+        return train
 
     def eval_batch(self, state: TrainState, batch: Batch) -> Any:  # noqa: D102
         batch = self._put(batch)
@@ -305,9 +328,9 @@ class Machine:
                 totals = step.loss(held(params).rows, batch, jax.random.key(0))
                 return totals._asdict()
 
-            return jax.jit(self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE))
+            return self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE)
 
-        return self._once("eval", batch, make)(state.params, batch)
+        return self._jit("eval", batch, make)(state.params, batch)
 
     def predict(self, state: TrainState, batch: Batch) -> PyTree:  # noqa: D102
         batch = self._put(batch)
@@ -321,9 +344,9 @@ class Machine:
                 return step.outputs(held(params).rows, batch, jax.random.key(0), spec)
 
             specs_in = (specs(step.layout), self._data_spec)
-            return jax.jit(self._on_mesh(run, specs_in, specs_out))
+            return self._on_mesh(run, specs_in, specs_out)
 
-        return self._once("predict", batch, make)(state.params, batch)
+        return self._jit("predict", batch, make)(state.params, batch)
 
     def _output_spec(self, local: Any, whole: Any) -> PartitionSpec:
         """How an output `[rows, ...]` lies on the mesh: what is cut shows in its shape."""

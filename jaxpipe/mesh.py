@@ -1,4 +1,4 @@
-"""The device mesh and its axis names. Nothing else knows how devices are arranged."""
+"""The device mesh and its axis names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from jaxpipe.devices import arrange, describe_grid
 from jaxpipe.errors import MeshError
 
 PIPE, DATA, TENSOR = "pipe", "data", "tensor"
@@ -17,14 +18,18 @@ _T = TypeVar("_T")
 def make_mesh(
     pipe: int = 1, data: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of `pipe x data x tensor` devices, `tensor` innermost.
+    """A mesh of `pipe x data x tensor` devices, which `describe_mesh` shows.
+
+    Neighbours on `tensor` share a process wherever they can; `pipe` crosses from process to process
+    first, then `data`.
 
     Args:
       pipe: number of pipeline ranks.
       data: number of data-parallel copies of each rank.
       tensor: number of devices that share each layer; layers that do not know the axis run
         replicated over it.
-      devices: which devices, in the mesh's order; all of them by default.
+      devices: which devices, in the mesh's order (`tensor` innermost, `pipe` outermost); by default
+        as many of all as are needed, ordered as said above.
 
     Raises:
       MeshError: when a size is below one, or there are fewer devices than the mesh needs.
@@ -33,6 +38,7 @@ def make_mesh(
     for axis, size in sizes.items():
         if size < 1:
             raise MeshError(f"mesh axis {axis!r} has size {size}; expected at least 1.")
+    ordered = devices is not None
     devices = list(jax.devices() if devices is None else devices)
     needed = pipe * data * tensor
     if needed > len(devices):
@@ -41,9 +47,17 @@ def make_mesh(
             f" {len(devices)} ({devices[0].platform}). Use a smaller mesh, or simulate devices on"
             f" CPU: jax.config.update('jax_num_cpu_devices', {needed}) before JAX starts."
         )
-    grid = np.array(devices[:needed]).reshape(pipe, data, tensor)
+    shape = (pipe, data, tensor)
+    grid = np.array(devices[:needed]).reshape(shape) if ordered else arrange(devices, shape)
     # Explicit axes are JAX's default; inside the pipeline every axis is manual anyway.
     return Mesh(grid, (PIPE, DATA, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """The mesh as a table: which process and device has which place, and who shares a process."""
+    axes = [axis for axis in (PIPE, DATA, TENSOR) if axis in mesh.axis_names]
+    grid = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in axes])
+    return describe_grid(grid.reshape([axis_size(mesh, axis) for axis in (PIPE, DATA, TENSOR)]))
 
 
 def check_mesh(mesh: Mesh) -> None:

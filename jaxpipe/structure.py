@@ -1,7 +1,7 @@
 """What is settled once, by what `initialize` is given and by the first batch's shapes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optax
 from jax.sharding import Mesh
@@ -35,6 +35,7 @@ class Settings:
     loss_scale: LossScale | None
     check_ids: bool
     fill: float | None
+    compiler_options: Mapping[str, bool | int | str | None] | None
 
     @property
     def num_data(self) -> int:
@@ -103,11 +104,12 @@ def settle(settings: Settings, outline: Outline) -> Structure:
 def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:
     """How the ranks of a mesh wait for each other.
 
-    On CPU, XLA lets all ranks meet at each permute; elsewhere those that a link joins. What
-    recomputation saves of memory, a last stage that is fused would spend again.
+    On CPU, XLA lets all ranks meet at each permute; elsewhere those that a link joins, and permutes
+    can run beside work unless a choice of links encloses them. What recomputation saves of memory,
+    a last stage that is fused would spend again.
     """
-    barrier = "all" if mesh.devices.flat[0].platform == "cpu" else "links"
-    return Lockstep(barrier, fuse=remat == "none")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return Lockstep("all" if on_cpu else "links", fuse=remat == "none", steady=not on_cpu)
 
 
 def resolve(

@@ -31,7 +31,7 @@ from jaxpipe.config import (
 from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import ConfigError, MeshError
-from jaxpipe.mesh import make_mesh
+from jaxpipe.mesh import describe_mesh, make_mesh
 from jaxpipe.metrics import Console, Diverged, JsonLines, Report, Sinks, TensorBoard, console_for
 from jaxpipe.model import PipelineModule
 from jaxpipe.models.gpt import GPTConfig, gpt
@@ -100,7 +100,11 @@ def train(
     batch, shape = batches(folder.config, corpus), _shape(folder.config)
     held_out = held_out_batches(corpus.held_out, trainer.eval_batches, **shape)
     bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
-    console.note(f"\n{engine.partition(batch(step=1))}\n\n{engine.schedule}\n")
+    plan = engine.partition(batch(step=1)), engine.schedule, describe_mesh(engine.mesh)
+    console.note("\n" + "\n\n".join(map(str, plan)) + "\n")
+    if options := engine.compiler_options():
+        shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        console.note(f"compiler options: {shown}\n")
     folder.open()
     with contextlib.ExitStack() as stack:
         stack.callback(console.close)

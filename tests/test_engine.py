@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh
 from zoo import WIDTH, Block, functions, largest_error, linen, mean_loss, vectors
 
 import jaxpipe as jp
+from jaxpipe.compiler_options import preset
 
 KEY = jax.random.key(0)
 BATCH = vectors(8)
@@ -251,3 +252,42 @@ def test_partition_and_schedule_can_be_given():
     assert own.partition(BATCH).boundaries == (0, 2, 3)
     assert own.schedule is schedule and own.program(BATCH).held == (4, 4)
     assert own.program(BATCH).num_ranks == 2 and WIDTH == 8
+
+
+# --- Compiler options -----------------------------------------------------------------------------
+
+
+def test_on_cpu_there_are_no_options_but_ones_own():
+    assert engine().compiler_options() == {}
+    mine = jp.initialize(
+        MODEL, mesh=jp.make_mesh(pipe=2), num_microbatches=4,
+        compiler_options=dict(xla_cpu_enable_fast_math=False, xla_gpu_autotune_level=None),
+    )  # fmt: skip
+    assert mine.compiler_options() == {"xla_cpu_enable_fast_math": False}
+
+
+def test_options_reach_xla_and_stay_out_of_ones_own_jit():
+    other = jp.initialize(
+        MODEL, mesh=jp.make_mesh(pipe=2), num_microbatches=4,
+        compiler_options=dict(xla_no_such_option=True),
+    )  # fmt: skip
+    params = other.init(KEY, BATCH).params
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        other.value_and_grad(params, BATCH)
+    loss, _ = jax.jit(other.value_and_grad)(params, BATCH)
+    # Also where nothing that goes in is traced.
+    same(jax.jit(lambda: other.value_and_grad(params, BATCH)[0])(), loss)
+
+
+@pytest.mark.parametrize("version", ["0.10.2", "0.11.2", "0.12.0.1", "0.13.0.dev20261201"])
+def test_the_options_of_a_version(version: str):
+    found = preset("gpu", version, latency=1)
+    assert preset("gpu", version, latency=0).items() < found.items()
+    assert ("xla_disable_hlo_passes" in found) == (not version.startswith("0.10"))
+
+
+def test_abstract_batches_compile():
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(BATCH))
+    made = engine().compiled(engine().abstract_state(spec), spec)
+    state, metrics = made(to_donate(), jax.device_put(dict(BATCH), made.input_shardings[0][1]))
+    assert int(state.step) == 1 and np.isfinite(metrics["loss"])

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from optimised import Instruction, Optimised, overlapping
 
 import jaxpipe as jp
 from jaxpipe.models import GPTConfig, gpt
@@ -19,58 +20,6 @@ from jaxpipe.models import GPTConfig, gpt
 RANKS, ROWS, TIME = 4, 2, 10
 CONFIG = GPTConfig(vocab_size=56, width=24, num_layers=4, num_heads=3, sequence_length=TIME)
 Link = tuple[int, int]
-
-
-class Instruction(NamedTuple):
-    shapes: list[tuple[int, ...]]
-    op: str
-    text: str
-
-
-class Optimised:
-    """The computations of a program, each a list of instructions."""
-
-    def __init__(self, compiled: Any):
-        self.computations: dict[str, list[Instruction]] = {}
-        current: list[Instruction] = []
-        for line in compiled.as_text().splitlines():
-            if header := re.match(r"(?:ENTRY )?%([\w.\-]+) \(.*\{$", line):
-                current = self.computations.setdefault(header[1], [])
-            elif found := re.match(
-                r"\s+(?:ROOT )?%[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\(", line
-            ):
-                dims = [shape for _, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])]
-                shapes = [tuple(int(d) for d in shape.split(",") if d) for shape in dims]
-                current.append(Instruction(shapes, found[2], line))
-
-    def called(self, instruction: Instruction) -> set[str]:
-        return set(re.findall(r"%([\w.\-]+)", instruction.text)) & self.computations.keys()
-
-    def within(self, name: str) -> list[Instruction]:
-        """All that a computation runs, and what it calls runs."""
-        seen, todo, found = set(), [name], []
-        while todo:
-            if (here := todo.pop()) not in seen:
-                seen.add(here)
-                found += self.computations[here]
-                todo += [c for each in self.computations[here] for c in self.called(each)]
-        return found
-
-    @functools.cached_property
-    def loop(self) -> list[Instruction]:
-        """The body of the loop over ticks: the outermost one with meetings of ranks in it."""
-        bodies = [
-            self.within(re.findall(r"body=%([\w.\-]+)", each.text)[0])
-            for name in self.computations
-            for each in self.computations[name]
-            if each.op == "while"
-        ]
-        meeting = [body for body in bodies if any(each.op == "conditional" for each in body)]
-        return max(meeting, key=len)
-
-    @property
-    def everything(self) -> list[Instruction]:
-        return [each for body in self.computations.values() for each in body]
 
 
 class Compiled(NamedTuple):
@@ -96,7 +45,7 @@ def step(schedule: str, num_microbatches: int, data: int = 1) -> Compiled:
     ids = np.zeros((ROWS * num_microbatches * data, TIME), np.int32)
     batch = dict(inputs=ids, targets=ids)
     made = engine.compiled(engine.abstract_state(batch), batch)
-    return Compiled(engine, batch, Optimised(made), made.memory_analysis())
+    return Compiled(engine, batch, Optimised(made.as_text()), made.memory_analysis())
 
 
 def rows_of_parameters(case: Compiled) -> set[tuple[int, ...]]:
@@ -119,7 +68,7 @@ def test_nothing_is_copied_in_the_loop(schedule: str):
     case = step(schedule, 8)
     plan = case.engine.program(case.batch)
     big = rows_of_parameters(case)
-    copied = [each for each in case.program.loop if each.op.startswith("copy")]
+    copied = case.program.copied
     for each in copied:
         for shape in each.shapes:
             assert shape not in big, each.text
@@ -143,8 +92,28 @@ def test_a_copy_would_be_seen():
         return jax.lax.scan(tick, buffer, ticks)
 
     made = jax.jit(loop).lower(np.ones((8, 300), "f"), np.arange(9)).compile()
-    copied = [each for each in Optimised(made).loop if each.op.startswith("copy")]
+    copied = Optimised(made.as_text() or "").copied
     assert any((8, 300) in each.shapes for each in copied)
+
+
+HIDDEN = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %start = ((f32[8]), f32[8]) collective-permute-start(%a), source_target_pairs={{0,1}}
+  %next = ((f32[8]), f32[8]) collective-permute-start(%a), source_target_pairs={{1,0}}
+  %guard = (u32[], f32[8]) while(%t), condition=%c, body=%b
+  %done = f32[8] collective-permute-done(%start)
+  ROOT %last = (u32[], f32[8]) while(%t), condition=%c, body=%b
+  %late = f32[8] collective-permute-done(%next)
+}
+"""
+
+
+def test_work_between_start_and_done_is_seen():
+    instructions = Optimised(HIDDEN).computations["main"]
+    beside = overlapping(instructions, "while")
+    assert [[each.name for each in work] for work in beside.values()] == [
+        ["guard"], ["guard", "last"],
+    ]  # fmt: skip
 
 
 def links_of(instruction: Instruction) -> tuple[Link, ...]:

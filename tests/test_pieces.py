@@ -25,7 +25,9 @@ DATA, TENSOR = 2, 2
 def on_pieces(fn: Any, arrays: list[np.ndarray], dims: list[int | None]) -> list[np.ndarray]:
     """`fn` of arrays that are cut, each result whole."""
     closed, _ = jaxprs.trace(fn, *arrays)
-    cuts = [Cut(x.shape, d, 1 if d is None else TENSOR, DATA) for x, d in zip(arrays, dims, strict=True)]
+    cuts = [
+        Cut(x.shape, d, 1 if d is None else TENSOR, DATA) for x, d in zip(arrays, dims, strict=True)
+    ]
 
     def run(*whole: Any) -> list[Any]:
         inputs = [Piece(own_piece(x, c), c) for x, c in zip(whole, cuts, strict=True)]

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
+import jaxpipe as jp
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import (
     Config,
@@ -46,6 +47,8 @@ class PretendedEngine(NamedTuple):
     eval_batch: Callable[..., Any]
     abstract_state: Callable[..., Any]
     schedule: str = "the schedule"
+    mesh: Mesh = jp.make_mesh()
+    compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
     partition: Callable[..., str] = lambda batch: "the partition"
 
 
@@ -145,7 +148,8 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
     assert held_out[8]["held_out_loss"] == outcome.held_out_loss
     assert held_out[8]["bigram_loss"] == outcome.bigram_loss
     assert len(list(folder.glob("events*"))) == 1
-    assert "the partition\n\nthe schedule\n" in printed
+    assert "the partition\n\nthe schedule\n\nmesh: pipe 1 x data 1 x" in printed
+    assert "compiler options: an_option=True" in printed
     assert read(folder / "config.yaml").trainer == config.trainer
 
 

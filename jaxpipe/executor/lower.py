@@ -9,12 +9,17 @@ from jaxpipe.executor.program import ARRIVAL, BRANCH_OPS, COLUMNS, FUSED, IDLE, 
 from jaxpipe.executor.slots import Life, assign_slots
 from jaxpipe.schedules import Action, Op, Schedule, verify
 from jaxpipe.schedules.fusion import fused_ticks, fusible
-from jaxpipe.schedules.meetings import Hop, hops, permutes
+from jaxpipe.schedules.meetings import Hop, Permute, hops, permutes, steady
 from jaxpipe.schedules.simulate import held
 
 
 def lower(
-    schedule: Schedule, codes: Sequence[int], first_layers: Sequence[int], *, fuse: bool = False
+    schedule: Schedule,
+    codes: Sequence[int],
+    first_layers: Sequence[int],
+    *,
+    fuse: bool = False,
+    always: bool = False,
 ) -> Program:
     """Lowers a schedule to integers.
 
@@ -23,6 +28,7 @@ def lower(
       codes: for each stage the number of its code; stages of one code share branches.
       first_layers: for each stage the index of its first layer.
       fuse: whether the last stage may run F with the B that follows it, so that nothing is kept.
+      always: whether every tick uses all links, so that no choice of them encloses the permutes.
 
     Raises:
       ScheduleError: from `verify`, and for what the loop cannot run.
@@ -34,6 +40,8 @@ def lower(
     ticks = fused_ticks(schedule) if fuse else schedule.ticks()
     landed = hops(schedule, ticks)
     meetings = permutes(landed)
+    if always:
+        meetings = dict.fromkeys(range(schedule.num_ticks), steady(landed))
     mail, num_mail = _mail_slots(schedule, ticks, landed)
     rows, num_rows = _rows(schedule, ticks, Op.F, skip=set(fused))
     left, num_left = _rows(schedule, ticks, Op.I)
@@ -56,11 +64,7 @@ def lower(
         for column, value in cell.items():
             table[column][ticks[action], schedule.placement[action.stage]] = value
     for hop in landed:
-        column = "keep"
-        if hop.crosses:
-            link = (hop.source, hop.target)
-            same = [p.forwards == hop.forwards and link in p.links for p in meetings[hop.landed]]
-            column = ARRIVAL.format(same.index(True))
+        column = _arrival(hop, meetings[hop.landed]) if hop.crosses else "keep"
         table[column][hop.landed, hop.target] = mail[hop.reader]
     by_tick = [meetings.get(tick, ()) for tick in range(schedule.num_ticks)]
     patterns = tuple(sorted(set(by_tick)))
@@ -69,6 +73,13 @@ def lower(
         schedule.name, branches, table, pattern, patterns, schedule.latency, num_mail, num_rows,
         num_left, held(schedule),
     )  # fmt: skip
+
+
+def _arrival(hop: Hop, meeting: Sequence[Permute]) -> str:
+    """The column for what arrives by the permute that takes this hop."""
+    link = (hop.source, hop.target)
+    takes = [permute.forwards == hop.forwards and link in permute.links for permute in meeting]
+    return ARRIVAL.format(takes.index(True))
 
 
 def check_runnable(schedule: Schedule) -> None:

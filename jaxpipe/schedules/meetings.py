@@ -114,11 +114,21 @@ def permutes(landed: Iterable[Hop]) -> dict[int, tuple[Permute, ...]]:
     return found
 
 
+def steady(landed: Iterable[Hop]) -> tuple[Permute, ...]:
+    """Every link that is ever used, for meetings that are alike at every tick.
+
+    >>> from jaxpipe.schedules.families.gpipe import gpipe
+    >>> steady(hops(gpipe(2, 4)))
+    (Permute(forwards=True, links=((0, 1),)), Permute(forwards=False, links=((1, 0),)))
+    """
+    return permutes(hop._replace(landed=0) for hop in landed).get(0, ())
+
+
 def _split(links: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], ...]]:
-    """Groups in which no rank receives twice; links to higher ranks come first, together."""
+    """Groups in which no rank sends or receives twice; links to higher ranks come first."""
     groups: list[list[tuple[int, int]]] = []
     for link in sorted(links, key=lambda link: (link[1] < link[0], link)):
-        free = (g for g in groups if all(link[1] != to for _, to in g))
+        free = (g for g in groups if all(link[0] != a and link[1] != b for a, b in g))
         group = next(free, None)
         if group is None:
             groups.append(group := [])

@@ -87,11 +87,14 @@ class Lockstep:
         schedule needs latency for that; without latency, a meeting always follows the work.
       fuse: whether a forward of the last stage runs with its backward, at the backward's tick,
         where the table lets each backward follow its forward; engines do so without `remat`.
+      steady: whether a schedule with latency uses all its links at every tick, as engines do on
+        accelerators: there a choice of links could not run beside work.
     """
 
     barrier: Literal["links", "all"] = "links"
     overlap: bool = True
     fuse: bool = False
+    steady: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +226,11 @@ def _partners(
         raise ScheduleError(f"got barrier={lockstep.barrier!r}; expected 'links' or 'all'.")
     everyone = set(range(schedule.num_ranks))
     meetings: dict[int, dict[int, set[int]]] = {}
-    for hop in hops(schedule, ticks):
-        if not hop.crosses:
-            continue
+    landed = [hop for hop in hops(schedule, ticks) if hop.crosses]
+    if lockstep.steady and schedule.latency:
+        every = range(schedule.num_ticks)
+        landed = [hop._replace(landed=tick) for hop in landed for tick in every]
+    for hop in landed:
         at = meetings.setdefault(hop.landed, {})
         if lockstep.barrier == "all":
             at |= dict.fromkeys(everyone, everyone)

@@ -15,7 +15,17 @@ import jaxpipe as jp
 from jaxpipe.errors import ScheduleError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import FUSED, IDLE, NOWHERE, B, F, I, Program, W
-from jaxpipe.schedules import Action, Op, Schedule, forward_only, loop, place, simulate, vee
+from jaxpipe.schedules import (
+    Action,
+    Lockstep,
+    Op,
+    Schedule,
+    forward_only,
+    loop,
+    place,
+    simulate,
+    vee,
+)
 from jaxpipe.schedules.meetings import Permute
 from jaxpipe.schedules.table import needs, parse_action
 
@@ -26,9 +36,11 @@ FIRST_LAYERS = range(0, 300, 3)
 class Replay:
     """Runs the integers of a program on names of values in place of arrays."""
 
-    def __init__(self, program: Program, schedule: Schedule, codes: Sequence[int]):
+    def __init__(
+        self, program: Program, schedule: Schedule, codes: Sequence[int], always: bool = False
+    ):
         ranks = range(program.num_ranks)
-        self.program, self.schedule, self.codes = program, schedule, codes
+        self.program, self.schedule, self.codes, self.always = program, schedule, codes, always
         self.mail: list[dict[int, Value]] = [{} for _ in ranks]
         self.stash: list[dict[int, Any]] = [{} for _ in ranks]
         self.left: list[dict[int, Any]] = [{} for _ in ranks]
@@ -96,8 +108,10 @@ class Replay:
         for column, arrived in zip(self.program.arrivals, arrivals, strict=False):
             for rank in range(self.program.num_ranks):
                 slot = self.cell(column, tick, rank)
-                # Who is on a link has a use for what comes; nobody waits for what does not.
-                assert (slot != NOWHERE) == (rank in arrived)
+                # Who is on a link has a use for what comes, unless all links are used always;
+                # nobody waits for what does not come.
+                assert slot == NOWHERE or rank in arrived
+                assert self.always or slot != NOWHERE or rank not in arrived
                 self.put(rank, slot, arrived.get(rank))
         for column in self.program.arrivals[len(arrivals) :]:
             assert (self.program.table[column][tick] == NOWHERE).all()
@@ -108,11 +122,14 @@ class Replay:
             self.mail[rank][slot] = value
 
 
-def replay(schedule: Schedule, *, fuse: bool = False, num_codes: int = 100) -> Replay:
+def replay(
+    schedule: Schedule, *, fuse: bool = False, num_codes: int = 100, always: bool = False
+) -> Replay:
     codes = [min(stage, num_codes - 1) for stage in range(schedule.num_stages)]
-    program = lower(schedule, codes, FIRST_LAYERS[: schedule.num_stages], fuse=fuse)
+    first_layers = FIRST_LAYERS[: schedule.num_stages]
+    program = lower(schedule, codes, first_layers, fuse=fuse, always=always)
     assert program.num_ticks == schedule.num_ticks and program.num_ranks == schedule.num_ranks
-    run = Replay(program, schedule, codes)
+    run = Replay(program, schedule, codes, always)
     assert sorted(run.done) == sorted(schedule.ticks())
     assert program.held == simulate(schedule).held
     return run
@@ -157,9 +174,13 @@ placements = st.builds(loop, st.integers(1, 4), st.integers(1, 3)) | st.builds(
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10**6), placements, st.integers(1, 5), st.integers(0, 1), st.booleans())
-def test_any_schedule(seed: int, placement: Any, m: int, latency: int, fuse: bool):
-    replay(random_schedule(seed, placement, m, latency), fuse=fuse)
+@given(
+    st.integers(0, 10**6), placements, st.integers(1, 5), st.integers(0, 1), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_any_schedule(seed: int, placement: Any, m: int, latency: int, fuse: bool, always: bool):
+    program = replay(random_schedule(seed, placement, m, latency), fuse=fuse, always=always).program
+    assert not always or len(program.patterns) == 1
 
 
 @given(placements, st.integers(1, 8))
@@ -243,6 +264,25 @@ def veed() -> Schedule:
 def by_hand(text: str, placement: tuple[int, ...], name: str) -> Schedule:
     order = [[parse_action(cell) for cell in row.split()] for row in text.strip().splitlines()]
     return place(order, placement, 2, name=name)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_meetings_that_are_alike_at_every_tick_give_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch, ranks: int
+):
+    # As on accelerators: see `lockstep_on`.
+    monkeypatch.setattr("jaxpipe.machine.lockstep_on", lambda *_: Lockstep("all", steady=True))
+    model, batch = linen(4), vectors(8)
+    engine = jp.initialize(
+        model, mesh=jp.make_mesh(pipe=ranks), schedule="1f1b-eager", num_microbatches=4,
+        fill=float("nan"),
+    )  # fmt: skip
+    state = engine.init(jax.random.key(0), batch)
+    assert len(engine.program(batch).patterns) == 1
+    loss, grads = engine.value_and_grad(state.params, batch)
+    want = jax.jit(jax.value_and_grad(model.loss))(engine.logical(state.params), batch)
+    np.testing.assert_allclose(loss, want[0], rtol=1e-6)
+    assert largest_error(engine.logical(grads), want[1]) < 1e-6
 
 
 @pytest.mark.parametrize("make", [interleaved, veed])

@@ -167,6 +167,18 @@ def test_a_meeting_beside_the_next_tick():
     assert behind["0B1"][1] > 10
 
 
+@pytest.mark.parametrize("hop", [0, 0.5, 0.9])
+def test_eager_1f1b_loses_nothing_where_all_links_are_used_at_every_tick(hop: float):
+    schedule, costs = one_f_one_b(4, 16, latency=1), Costs(F=1, B=2, hop=hop)
+    chosen, steady = (simulate(schedule, costs, Lockstep(steady=on)) for on in (False, True))
+    assert steady.makespan == pytest.approx(chosen.makespan)
+    # Without latency the links are chosen, whatever `steady` says.
+    alike = {
+        simulate(one_f_one_b(4, 16), costs, Lockstep(steady=on)).makespan for on in (False, True)
+    }
+    assert len(alike) == 1
+
+
 def test_ranks_that_do_not_meet_run_free():
     """Every tick of the steady state has a B, but no rank runs B at every tick."""
     costs = Costs(F=1, B=2)
