@@ -89,7 +89,7 @@ class Machine:
             program = lower(table, stages.codes, stages.first_layers, fuse=fuse, always=always)
             return Step(
                 program, stages.stations, settled.layout, given.zero, table.num_microbatches,
-                given.num_data, self._model.compute_dtype, given.fill,
+                given.num_data, self._model.compute_dtype, given.fill, given.in_turn,
             )  # fmt: skip
 
         return self._once(f"step {train}", batch, make)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxpipe.executor.run import when
 from jaxpipe.spread import Held, Spread
@@ -52,7 +53,8 @@ class PlacedOptimizer:
         """A fresh state, inside `shard_map`."""
         shape = self.state.row_shape
         rows = {name: jnp.zeros(shape(name), b.dtype) for name, b in self.state.buffers.items()}
-        return self._init([self._own(params)], [Held(rows, [])])[0]
+        (state,), _ = self._init([self._own(params)], [Held(rows, [])])
+        return state
 
     def update(
         self, grads: Held, state: Held, params: Held, wanted: jax.Array
@@ -66,9 +68,12 @@ class PlacedOptimizer:
           wanted: bool scalar, the same on all devices; where False, nothing changes.
         """
 
-        def body(_: jax.Array, now: Any) -> Any:
+        def body(zero: jax.Array, now: Any) -> Any:
             (rows, shared), own = now
-            new, moved = self._updated(grads, Held(dict(rows), shared), Held(dict(own), []))
+            # Or XLA would move what reads gradients alone out of the guard, meetings and all.
+            tied, _ = lax.optimization_barrier((grads.rows, zero))
+            state, params = Held(dict(rows), shared), Held(dict(own), [])
+            new, moved = self._updated(Held(tied, []), state, params)
             return (moved.rows, moved.shared), new.rows
 
         held = (state.rows, state.shared), params.rows
@@ -77,10 +82,15 @@ class PlacedOptimizer:
 
     def _updated(self, grads: Held, state: Held, params: Held) -> tuple[Held, Held]:
         own = self._own(params)
-        new, new_state = self._update([grads, state, own], [own, state])
+        (new, new_state), after = self._update([grads, state, own], [own, state])
         if own is params:
             return new, new_state
-        rows = put_beginning(params.rows, gather_parts(self.params, new.rows))
+
+        def gather(zero: jax.Array, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            parts, _ = lax.optimization_barrier((new.rows, zero))
+            return put_beginning(rows, gather_parts(self.params, parts))
+
+        rows = when(1 + after, gather, params.rows)
         return Held(rows, params.shared), new_state
 
     def _own(self, params: Held) -> Held:

@@ -12,7 +12,7 @@ Where several devices share a rank's leaves, `pieces` does the rest.
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from jax import lax
 
 from jaxpipe import jaxpr as jaxprs
 from jaxpipe.errors import OptimizerError
-from jaxpipe.executor.run import when
+from jaxpipe.executor.run import when, when_and_after
 from jaxpipe.mesh import PIPE
 from jaxpipe.pieces import Piece, evaluate, is_cut, own_piece, whole
 from jaxpipe.storage import Cut, Home, Layout, Placed, axes, read, write
 
 PyTree = Any
 Var = Any
+_T = TypeVar("_T")
 LARGEST_EXCHANGE = 4096  # elements of a value that may cross ranks
 
 
@@ -106,6 +107,11 @@ class Spread:
         self._in_leaves = [(k, i) for k, x in enumerate(inputs) for i in range(len(x.leaves))]
         self._out_leaves = [(k, i) for k, x in enumerate(outputs) for i in range(len(x.leaves))]
         self._analyse()
+        self._meets = any(
+            is_cut(layout.held_cut(i))
+            for layout in (*inputs, *outputs)
+            for i in range(len(layout.leaves))
+        )
 
     def _rank_in(self, place: tuple[int, int]) -> int | None:
         return self._inputs[place[0]].leaves[place[1]].rank
@@ -132,11 +138,16 @@ class Spread:
                     rounds.append(round_of[v] + 1)
             return max(rounds)
 
+        mixed: set[Var] = set()  # of several ranks
         for eqn in jaxpr.eqns:
             reads = [v for v in eqn.invars if jaxprs.is_variable(v)]
             ranks = {rank[v] for v in reads} - {None}
-            if len(ranks) > 1:  # small values go to where the large ones are, or to all
-                ranks = {rank[v] for v in reads if not _is_small(v)} - {None}
+            # Values go to where the largest is, or to all; once known to all, scalars stay so.
+            if len(ranks) > 1 or (any(v in mixed for v in reads) and all(map(_is_scalar, reads))):
+                most = max(math.prod(v.aval.shape) for v in reads)
+                largest = {rank[v] for v in reads if math.prod(v.aval.shape) == most}
+                ranks = largest - {None} if most > 1 and len(largest - {None}) == 1 else set()
+                mixed |= set(eqn.outvars) if not ranks else set()
             target = next(iter(ranks), None)
             at = use(reads, target, f"the operation `{eqn.primitive.name}`")
             for v in eqn.outvars:
@@ -156,15 +167,20 @@ class Spread:
                 " that treats leaves one by one."
             )
 
-    def __call__(self, inputs: Sequence[Held], into: Sequence[Held]) -> list[Held]:
+    def __call__(
+        self, inputs: Sequence[Held], into: Sequence[Held]
+    ) -> tuple[list[Held], jax.Array]:
         """Runs it inside `shard_map`.
 
         Args:
           inputs: the arguments.
           into: rows that the results are written over; an argument's rows may be given again here,
             they are read first.
+
+        Returns:
+          The results; and a uint32 that is 0 once all is done, as of `when_and_after`.
         """
-        jaxpr = self._closed.jaxpr
+        jaxpr, after = self._closed.jaxpr, jnp.uint32(0)
         known = dict(zip(jaxpr.constvars, self._closed.consts, strict=True))
         for v, (k, i) in zip(jaxpr.invars, self._in_leaves, strict=True):
             if self._rank_in((k, i)) is None:
@@ -172,9 +188,9 @@ class Spread:
                 known[v] = inputs[k].shared[free.index(i)]
         for at in range(self._num_rounds):
             self._run_shared(known, at)
-            self._exchange(known, at, inputs)
+            after = self._exchange(known, at, inputs, after)
         self._run_shared(known, self._num_rounds)
-        rows = self._run_ranks(known, inputs, [held.rows for held in into])
+        rows, after = self._run_ranks(known, inputs, [held.rows for held in into], after)
         shared = [
             jaxprs.evaluate([], known, [v])[0]
             for v, place in zip(jaxpr.outvars, self._out_leaves, strict=True)
@@ -182,7 +198,18 @@ class Spread:
         ]
         counts = [sum(leaf.rank is None for leaf in x.leaves) for x in self._outputs]
         free = iter(shared)
-        return [Held(r, [next(free) for _ in range(n)]) for r, n in zip(rows, counts, strict=True)]
+        results = [
+            Held(r, [next(free) for _ in range(n)]) for r, n in zip(rows, counts, strict=True)
+        ]
+        return results, after
+
+    def _guarded(
+        self, here: jax.Array, body: Callable[[jax.Array, _T], _T], carry: _T, after: jax.Array
+    ) -> tuple[_T, jax.Array]:
+        """`when`; where devices of a rank meet within guards, these come one after the other."""
+        if not self._meets:
+            return when(here, body, carry), after
+        return when_and_after(here.astype(jnp.uint32) + after, body, carry)
 
     def _run_shared(self, known: dict[Var, Any], at: int) -> None:
         eqns = [
@@ -192,7 +219,9 @@ class Spread:
         ]
         jaxprs.evaluate(eqns, known, [])
 
-    def _exchange(self, known: dict[Var, Any], at: int, inputs: Sequence[Held]) -> None:
+    def _exchange(
+        self, known: dict[Var, Any], at: int, inputs: Sequence[Held], after: jax.Array
+    ) -> jax.Array:
         """Every rank learns the values that travel after this round."""
         travelling = [v for v, r in self._exchanged.items() if r == at]
         values = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in travelling]
@@ -210,13 +239,18 @@ class Spread:
                 return out
 
             here = lax.axis_index(PIPE) == rank
-            values = when(here, body, values)
+            values, after = self._guarded(here, body, values, after)
         # All but the owner hold zeros: the sum is the owner's value to the bit.
         known |= dict(zip(travelling, lax.psum(values, PIPE), strict=True))
+        return lax.psum(after, PIPE) if self._meets else after
 
     def _run_ranks(
-        self, known: dict[Var, Any], inputs: Sequence[Held], into: list[dict[str, jax.Array]]
-    ) -> list[dict[str, jax.Array]]:
+        self,
+        known: dict[Var, Any],
+        inputs: Sequence[Held],
+        into: list[dict[str, jax.Array]],
+        after: jax.Array,
+    ) -> tuple[list[dict[str, jax.Array]], jax.Array]:
         """Writes every result on its rank, layer by layer; alike layers share one guard."""
         alias = [next((k for k, r in enumerate(into) if r is x.rows), None) for x in inputs]
         for part, ranks in self._parts(known):
@@ -238,9 +272,10 @@ class Spread:
                 return {(k, buffer): now[k][buffer] for k, buffer in mine}
 
             here = jnp.isin(lax.axis_index(PIPE), jnp.array(ranks))
-            new = when(here, body, {(k, b): into[k][b] for k, b in sorted(touched)})
+            mine = {(k, b): into[k][b] for k, b in sorted(touched)}
+            new, after = self._guarded(here, body, mine, after)
             into = [r | {b: new[k, b] for j, b in new if j == k} for k, r in enumerate(into)]
-        return into
+        return into, after
 
     def _parts(self, known: dict[Var, Any]) -> list[tuple[_Part, list[int]]]:
         """What to evaluate for each layer, and on which ranks: the same code may serve several."""
@@ -292,6 +327,10 @@ class Spread:
 
 def _home(layout: Layout, i: int, rank: int) -> tuple[Home, Cut]:
     return layout.homes[i][rank], layout.held_cut(i)
+
+
+def _is_scalar(v: Var) -> bool:
+    return math.prod(v.aval.shape) == 1
 
 
 def _is_small(v: Var) -> bool:

@@ -59,6 +59,7 @@ class Step:
       num_data: size of the `data` axis.
       compute_dtype: what the weights are cast to, once a step; None leaves them.
       fill: what buffers hold before anything is written; NaN in tests, anything for None.
+      in_turn: whether collectives within actions and those between ranks must take turns.
     """
 
     program: Program
@@ -69,6 +70,7 @@ class Step:
     num_data: int
     compute_dtype: Any
     fill: float | None = None
+    in_turn: bool = False
 
     def gradients(
         self,
@@ -156,7 +158,7 @@ class Step:
         actions = [
             self._action(op, self.stations[code], around, carry) for op, code in program.branches
         ]
-        return run_program(program, actions, payload, carry, self.fill)
+        return run_program(program, actions, payload, carry, self.fill, in_turn=self.in_turn)
 
     @property
     def _each_use(self) -> bool:

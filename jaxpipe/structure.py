@@ -42,6 +42,12 @@ class Settings:
         """Size of the `data` axis."""
         return axis_size(self.mesh, DATA)
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether actions meet, over `tensor` or `data`, on devices that do not order meetings."""
+        meets = axis_size(self.mesh, TENSOR) > 1 or (self.num_data > 1 and self.zero.per == "use")
+        return meets and self.mesh.devices.flat[0].platform == "cpu"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:

@@ -38,7 +38,7 @@ def spread_jaxpr_and_run(
     def local(*placed: Placed) -> Placed:
         held = [Held({k: x[0] for k, x in p.buffers.items()}, list(p.shared)) for p in placed]
         rows = {name: jnp.zeros(b.shape, b.dtype) for name, b in out_layout.buffers.items()}
-        (result,) = spread(held, [Held(rows, [])])
+        (result,), _ = spread(held, [Held(rows, [])])
         buffers = {name: row[None] for name, row in result.rows.items()}
         return Placed(buffers, tuple(result.shared), out_layout)
 

@@ -64,16 +64,35 @@ def when(trips: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T) -> _T:
     change in it, and then idle ranks would run that too: `zero` counts the trips that are left,
     always 0 though the compiler cannot know, and what is indexed with `cell + zero` stays inside.
     """
+    return when_and_after(trips, fn, carry)[0]
+
+
+def when_and_after(
+    trips: jax.Array, fn: Callable[[jax.Array, _T], _T], carry: _T
+) -> tuple[_T, jax.Array]:
+    """As `when`; and a uint32 that is 0 once it is done, to be added to what is to come after.
+
+    XLA's CPU runtime starts what no data holds back, so that a collective behind a guard may
+    overtake those within it, on one device and not on another, and both wait forever.
+    """
 
     def body(state: tuple[jax.Array, _T]) -> tuple[jax.Array, _T]:
         left = state[0] - 1
         return left, fn(left, state[1])
 
-    return lax.while_loop(lambda state: state[0] > 0, body, (trips.astype(jnp.uint32), carry))[1]
+    start = trips.astype(jnp.uint32), carry
+    left, carry = lax.while_loop(lambda state: state[0] > 0, body, start)
+    return carry, left
 
 
 def run_program(
-    program: Program, actions: Sequence[Action], payload: Packing, carry: Carry, fill: float | None
+    program: Program,
+    actions: Sequence[Action],
+    payload: Packing,
+    carry: Carry,
+    fill: float | None,
+    *,
+    in_turn: bool = False,
 ) -> Carry:
     """Runs every tick. Inside `shard_map`, manual over `pipe`.
 
@@ -83,6 +102,8 @@ def run_program(
       payload: how values are packed to travel.
       carry: what the actions read and write; outboxes and `mail` are added here.
       fill: what mail and outboxes hold at the start. Nothing may ever read it: tests use NaN.
+      in_turn: whether ranks meet only when a tick's actions are done, as they must on CPU where
+        actions meet too (over `tensor` or `data`).
     """
     # One slot past the end takes what nobody wants.
     carry = carry | dict(
@@ -97,13 +118,15 @@ def run_program(
     def tick(number: jax.Array, carry: Carry) -> Carry:
         cells = Cells(columns, number)
         if not program.latency:
-            carry = _work(program, actions, cells, carry)
-            return _deliver(program, _meet(program, cells, carry), cells, carry)
+            carry, after = _work(program, actions, cells, carry)
+            arrived = _meet(program, cells, carry, after if in_turn else None)
+            return _deliver(program, arrived, cells, carry)
         # What met while the last tick worked goes into the mail before any action reads there: XLA
         # would copy all of the mail to let the two overlap.
         carry = _deliver(program, carry["arrived"], cells, carry)
-        arrived = _meet(program, cells, carry)
-        return _work(program, actions, cells, carry) | dict(arrived=arrived)
+        new, after = _work(program, actions, cells, carry)
+        arrived = _meet(program, cells, carry, after if in_turn else None)
+        return new | dict(arrived=arrived)
 
     return lax.fori_loop(np.uint32(0), np.uint32(program.num_ticks), tick, carry)
 
@@ -132,8 +155,11 @@ def _trips(number: int) -> str:
     return f"trips {number}"
 
 
-def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carry) -> Carry:
-    """This tick's action, if any."""
+def _work(
+    program: Program, actions: Sequence[Action], cells: Cells, carry: Carry
+) -> tuple[Carry, jax.Array]:
+    """This tick's action, if any, and a 0 for what is to come after it."""
+    after = jnp.uint32(0)
     for number, action in enumerate(actions, 1):
         here = program.table["branch"] == number
         keeps = bool((program.table["keep"][here] != NOWHERE).any())
@@ -154,8 +180,9 @@ def _work(program: Program, actions: Sequence[Action], cells: Cells, carry: Carr
         names = (*action.writes, *(("mail",) if keeps else ()))
         mine = {name: carry[name] for name in names}
         with jax.named_scope(BRANCH_SCOPE.format(number)):
-            carry = carry | when(cells[_trips(number)], body, mine)
-    return carry
+            done, left = when_and_after(cells[_trips(number)], body, mine)
+        carry, after = carry | done, after + left
+    return carry, after
 
 
 def _deliver(program: Program, arrivals: Sequence[Buffers], cells: Cells, carry: Carry) -> Carry:
@@ -171,15 +198,16 @@ def _put(payload: Buffers, slot: jax.Array, mail: Buffers) -> Buffers:
     return [lax.dynamic_update_index_in_dim(box, x, slot, 0) for box, x in pairs]
 
 
-def _meet(program: Program, cells: Cells, carry: Carry) -> list[Buffers]:
-    """Takes outboxes over this tick's links: what arrives, by permute."""
+def _meet(program: Program, cells: Cells, carry: Carry, after: jax.Array | None) -> list[Buffers]:
+    """Takes outboxes over this tick's links: what arrives, by permute; `after` holds it back."""
     if not program.num_permutes:
         return []
     # The pattern is the same on every rank, so all take the same branch and meet.
     meetings = [_meeting(permutes, program.num_permutes) for permutes in program.patterns]
-    if len(meetings) > 1:
-        pattern = cells["pattern"].astype(jnp.int32)
-        return lax.switch(pattern, meetings, carry[AHEAD], carry[BACK])
+    if len(meetings) > 1 or after is not None:
+        meetings = meetings * 2 if len(meetings) == 1 else meetings  # or there is no choice to wait
+        pattern = cells["pattern"] if after is None else cells["pattern"] + after
+        return lax.switch(pattern.astype(jnp.int32), meetings, carry[AHEAD], carry[BACK])
     # Nothing encloses these permutes, so they can run beside the tick's work. That writes into the
     # outboxes, so copies travel; and behind a barrier, as XLA would move a permute whose result is
     # for the next tick into the next tick, and wait for it there.
