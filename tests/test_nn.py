@@ -339,6 +339,8 @@ def test_heads_that_do_not_divide_are_refused():
         nn.Attention(6).init(KEY, jnp.zeros((2, 8, 32)))
     with pytest.raises(ConfigError, match="num_heads = 8 and num_kv_heads = 3"):
         nn.Attention(8, num_kv_heads=3).init(KEY, jnp.zeros((2, 8, 32)))
+    with pytest.raises(ConfigError, match=r"heads of 3 features.*2 or 4"):
+        nn.Attention(4, rotary_theta=100.0).init(KEY, jnp.zeros((2, 8, 12)))
 
 
 def test_parameters_are_made_whole_inside_a_region():
