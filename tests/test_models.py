@@ -18,10 +18,20 @@ from sklearn.datasets import load_digits
 from jaxpipe.errors import BatchError, ConfigError, LayerError
 from jaxpipe.layers import Layer, LayerSpec, build_layers
 from jaxpipe.losses import cross_entropy
-from jaxpipe.models import GPTConfig, convnet, gpt, mlp
-from jaxpipe.models.gpt import Block, Embed
+from jaxpipe.models import GPTConfig, LlamaConfig, convnet, gpt, llama, mlp
+from jaxpipe.models.gpt import Block, Embed, Position
 
 SMALL = GPTConfig(vocab_size=17, width=16, num_layers=2, num_heads=2, sequence_length=12)
+SMALL_LLAMA = LlamaConfig(
+    vocab_size=17, width=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden=24
+)
+MODELS = {
+    "gpt": SMALL,
+    "tied gpt": dataclasses.replace(SMALL, tied=True),
+    "llama": SMALL_LLAMA,
+    "tied llama": dataclasses.replace(SMALL_LLAMA, tied=True),
+}
+every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 KEY = jax.random.key(0)
 NOTHING: dict[str, jax.Array] = {}
 
@@ -35,8 +45,10 @@ Run = Callable[..., list[jax.Array]]
 
 
 @functools.cache
-def gpt_functions(config: GPTConfig, packed: bool = False) -> tuple[Init, Run]:
-    return functions_of(gpt(config, packed))
+def language_model(config: GPTConfig | LlamaConfig, packed: bool = False) -> tuple[Init, Run]:
+    if isinstance(config, GPTConfig):
+        return functions_of(gpt(config, packed))
+    return functions_of(llama(config, packed))
 
 
 def functions_of(specs: list[LayerSpec]) -> tuple[Init, Run]:
@@ -45,12 +57,13 @@ def functions_of(specs: list[LayerSpec]) -> tuple[Init, Run]:
 
     @jax.jit
     def init(x: jax.Array, side: Mapping[str, jax.Array] = NOTHING) -> list[Any]:
-        params = []
+        params: dict[str, Any] = {}
         for layer in layers:
             own = layer.side_inputs(side)
-            params.append(layer.init(jax.random.fold_in(KEY, layer.index), x, own))
-            x = layer.apply(params[-1], x, own, None, False)
-        return params
+            if not layer.is_tied:
+                params[layer.name] = layer.init(jax.random.fold_in(KEY, layer.index), x, own)
+            x = layer.apply(params[layer.owner], x, own, None, False)
+        return [params[layer.owner] for layer in layers]
 
     @jax.jit
     def run(
@@ -70,7 +83,7 @@ def block_of(config: GPTConfig) -> Layer:
 
 
 def test_a_gpt_takes_tokens_to_logits():
-    (init, run), tokens = gpt_functions(SMALL), tokens_of(3, 10)
+    (init, run), tokens = language_model(SMALL), tokens_of(3, 10)
     params = init(tokens)
     assert [layer.type_name for layer in build_layers(gpt(SMALL))] == [
         "Embed",
@@ -83,16 +96,57 @@ def test_a_gpt_takes_tokens_to_logits():
     chex.assert_trees_all_equal_shapes(params[1], params[2])
 
 
-def test_blocks_of_one_configuration_are_of_one_kind():
-    kinds = [layer.kind for layer in build_layers(gpt(SMALL))]
+@pytest.mark.parametrize("layers", [gpt(SMALL), llama(SMALL_LLAMA)], ids=["gpt", "llama"])
+def test_blocks_of_one_configuration_are_of_one_kind(layers):
+    kinds = [layer.kind for layer in build_layers(layers)]
     assert kinds[1] == kinds[2]
     assert len(set(kinds)) == 3
 
 
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        (gpt(MODELS["tied gpt"]), ["Embedding", "Position", "Block", "Block", "LayerNorm"]),
+        (llama(MODELS["tied llama"]), ["Embedding", "Block", "Block", "RMSNorm"]),
+    ],
+    ids=["gpt", "llama"],
+)
+def test_a_tied_model_ends_with_the_vectors_it_begins_with(layers, names):
+    built = build_layers(layers)
+    assert [layer.type_name for layer in built] == [*names, "Embedding"]
+    assert built[-1].owner == built[0].name
+    init, run = functions_of(layers)
+    params, tokens = init(tokens_of()), tokens_of()
+    outputs = run(params, tokens)
+    want = outputs[-2] @ params[0]["embedding"].T
+    np.testing.assert_allclose(outputs[-1], want, atol=1e-6)
+    np.testing.assert_array_equal(outputs[0], params[0]["embedding"][tokens])
+
+
+def test_a_llama_takes_tokens_to_logits():
+    (init, run), tokens = language_model(SMALL_LLAMA), tokens_of(3, 10)
+    names = [layer.type_name for layer in build_layers(llama(SMALL_LLAMA))]
+    assert names == ["Embedding", "Block", "Block", "Head"]
+    params = init(tokens)
+    assert [x.shape for x in run(params, tokens)] == [(3, 10, 16)] * 3 + [(3, 10, 17)]
+    leaves = jax.tree_util.tree_leaves_with_path(params[1])
+    keys = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+    assert keys == {
+        "attention_norm/scale": (16,),
+        "attention/qkv/kernel": (16, 32),
+        "attention/out/kernel": (16, 16),
+        "mlp_norm/scale": (16,),
+        "mlp/gate/kernel": (16, 24),
+        "mlp/up/kernel": (16, 24),
+        "mlp/down/kernel": (24, 16),
+    }
+
+
+@every_model
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("position", [1, 6, 11])
-def test_logits_do_not_depend_on_later_tokens(position, packed):
-    (init, run), tokens = gpt_functions(SMALL, packed), tokens_of()
+def test_logits_do_not_depend_on_later_tokens(position, packed, config):
+    (init, run), tokens = language_model(config, packed), tokens_of()
     side = {"segment_ids": jnp.array([[0] * 12, [0] * 5 + [1] * 7])}
     params = init(tokens, side)
     changed = tokens.at[:, position:].set((tokens[:, position:] + 1) % 17)
@@ -102,8 +156,9 @@ def test_logits_do_not_depend_on_later_tokens(position, packed):
     assert (before[:, position:] != after[:, position:]).any(axis=-1).all()
 
 
-def test_logits_depend_on_all_earlier_tokens():
-    (init, run), tokens = gpt_functions(SMALL), tokens_of()
+@every_model
+def test_logits_depend_on_all_earlier_tokens(config):
+    (init, run), tokens = language_model(config), tokens_of()
     params = init(tokens)
     last = run(params, tokens)[-1][:, -1]
     for position in range(12):
@@ -111,11 +166,12 @@ def test_logits_depend_on_all_earlier_tokens():
         assert (run(params, changed)[-1][:, -1] != last).any(axis=-1).all()
 
 
-def test_a_packed_sequence_gives_what_it_gives_alone():
+@every_model
+def test_a_packed_sequence_gives_what_it_gives_alone(config):
     tokens = tokens_of()
     side = {"segment_ids": jnp.array([[3] * 4 + [1] * 4 + [7] * 4] * 2)}
-    init, packed = gpt_functions(SMALL, packed=True)
-    _, alone = gpt_functions(SMALL)
+    init, packed = language_model(config, packed=True)
+    _, alone = language_model(config)
     params = init(tokens, side)
     together = packed(params, tokens, side)[-1]
     for start in (0, 4, 8):
@@ -123,10 +179,11 @@ def test_a_packed_sequence_gives_what_it_gives_alone():
         np.testing.assert_allclose(together[:, start : start + 4], expected, atol=2e-6)
 
 
-def test_segments_are_isolated():
+@every_model
+def test_segments_are_isolated(config):
     tokens = tokens_of(2)
     side = {"segment_ids": jnp.array([[0] * 4 + [1] * 8, [7] * 4 + [2] * 8])}
-    init, run = gpt_functions(SMALL, packed=True)
+    init, run = language_model(config, packed=True)
     params = init(tokens, side)
     changed = tokens.at[:, :4].set((tokens[:, :4] + 1) % 17)
     before = run(params, tokens, side)[-1]
@@ -175,15 +232,65 @@ def test_a_block_and_its_gradients_equal_a_block_of_stock_parts():
     chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_backward_keeps_twelve_widths_per_token():
-    # For attention input 1, normed 1, qkv 3, mixed 1; for the MLP input 1, normed 1, hidden 4.
-    block = block_of(SMALL)
-    x = jnp.ones((2, 12, 16))
+def reference_llama_block(p: Any, x: jax.Array, config: LlamaConfig) -> jax.Array:
+    """The same block from the parts that Flax and JAX offer, and complex numbers."""
+    batch, time, width = x.shape
+    size = width // config.num_heads
+    turn = config.rotary_theta ** (-jnp.arange(size // 2) * 2.0 / size)
+    turns = jnp.exp(1j * jnp.arange(time)[:, None, None] * turn)
+
+    def norm(name: str, x: jax.Array) -> Any:
+        return nn.RMSNorm(config.norm_eps).apply({"params": p[name]}, x)
+
+    def rotated(x: jax.Array) -> jax.Array:
+        pairs = jax.lax.complex(x[..., : size // 2], x[..., size // 2 :]) * turns
+        return jnp.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    qkv = norm("attention_norm", x) @ p["attention"]["qkv"]["kernel"]
+    groups = qkv.reshape(batch, time, config.num_kv_heads, -1, size)
+    q = groups[..., :-2, :].reshape(batch, time, config.num_heads, size)
+    k, v = groups[..., -2, :], groups[..., -1, :]
+    mixed = jax.nn.dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+    x = x + mixed.reshape(x.shape) @ p["attention"]["out"]["kernel"]
+    read, mlp = norm("mlp_norm", x), p["mlp"]
+    gated = jax.nn.silu(read @ mlp["gate"]["kernel"]) * (read @ mlp["up"]["kernel"])
+    return x + gated @ mlp["down"]["kernel"]
+
+
+def test_a_llama_block_and_its_gradients_equal_a_block_of_stock_parts():
+    block = build_layers(llama(SMALL_LLAMA))[1]
+    x = jax.random.normal(jax.random.key(2), (2, 12, 16))
+    params = perturbed(block.init(KEY, x, {}))
+
+    def ours(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(block.apply(p, x, {}, None, False)))
+
+    def stock(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(reference_llama_block(p, x, SMALL_LLAMA)))
+
+    got = jax.jit(jax.value_and_grad(ours, (0, 1)))(params, x)
+    expected = jax.jit(jax.value_and_grad(stock, (0, 1)))(params, x)
+    chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
+def kept(block: Layer, x: jax.Array) -> int:
+    """How many numbers the backward of a block keeps besides the weights."""
     params = block.init(KEY, x, {})
     pullback = jax.vjp(lambda p, x: block.apply(p, x, {}, None, False), params, x)[1]
     weights = {id(leaf) for leaf in jax.tree.leaves(params)}
-    kept = [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in weights]
-    assert sum(leaf.size for leaf in kept) == 12 * x.size
+    return sum(leaf.size for leaf in jax.tree.leaves(pullback) if id(leaf) not in weights)
+
+
+def test_backward_keeps_twelve_widths_per_token():
+    # For attention input 1, normed 1, qkv 3, mixed 1; for the MLP input 1, normed 1, hidden 4.
+    x = jnp.ones((2, 12, 16))
+    assert kept(block_of(SMALL), x) == 12 * x.size
+
+
+def test_backward_of_a_llama_keeps_ten_widths_per_token():
+    # For attention input 1, normed 1, qkv 2, mixed 1; for the MLP input 1, normed 1, hidden 3.
+    x = jnp.ones((2, 12, 16))
+    assert kept(build_layers(llama(SMALL_LLAMA))[1], x) == 10 * x.size
 
 
 def test_dropout_drops_in_training_only():
@@ -205,7 +312,7 @@ def test_dropout_drops_in_training_only():
 def test_the_first_loss_is_that_of_a_guess():
     config = GPTConfig(vocab_size=256, width=64, num_layers=2, sequence_length=32)
     tokens = tokens_of(4, 32, 256)
-    init, run = gpt_functions(config)
+    init, run = language_model(config)
     logits = run(init(tokens), tokens)[-1]
     total, weight = cross_entropy(logits, {"targets": tokens_of(4, 32, 256)[:, ::-1]})
     assert abs(float(total / weight) - math.log(256)) < 0.1
@@ -220,8 +327,9 @@ def test_what_is_added_to_the_residual_starts_small():
         assert (dense[name]["bias"] == 0).all()
 
 
-def test_a_gpt_runs_in_bfloat16():
-    (init, run), tokens = gpt_functions(SMALL), tokens_of()
+@every_model
+def test_a_language_model_runs_in_bfloat16(config):
+    (init, run), tokens = language_model(config), tokens_of()
     params = init(tokens)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     logits = run(half, tokens)[-1]
@@ -238,9 +346,20 @@ def test_sizes_that_cannot_be_are_listed():
     assert "dropout=1.0" in said and "num_layers" not in said
 
 
+def test_sizes_of_a_llama_that_cannot_be_are_listed():
+    with pytest.raises(ConfigError) as error:
+        LlamaConfig(hidden=0, width=12, num_heads=4, num_kv_heads=3, dropout=-1, norm_eps=0)
+    said = str(error.value)
+    for part in ("hidden=0", "width=12", "num_kv_heads=3", "dropout=-1", "norm_eps=0 is not above"):
+        assert part in said
+    assert "num_layers" not in said and "rotary_theta" not in said
+
+
 def test_a_sequence_that_is_too_long_is_refused():
     with pytest.raises(BatchError, match=r"13 tokens.*sequence_length=12"):
         Embed(SMALL).init(KEY, tokens_of(1, 13))
+    with pytest.raises(BatchError, match=r"13 tokens.*sequence_length=12"):
+        Position(SMALL).init(KEY, jnp.zeros((1, 13, 16)))
 
 
 def test_an_mlp_is_one_matrix_after_the_other():

@@ -163,5 +163,7 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, width]` to logits `[batch, time, vocab]`, cut over the vocabulary."""
         cut, size = self.config.sequence_parallel, self.config.vocab_size
-        x = RMSNorm(self.config.norm_eps, cut, name="norm")(x)
-        return ColumnDense(size, use_bias=False, sequence_parallel=cut, name="logits")(x)
+        tokens = x if is_cut(cut) else x.reshape(-1, self.config.width)
+        tokens = RMSNorm(self.config.norm_eps, cut, name="norm")(tokens)
+        logits = ColumnDense(size, use_bias=False, sequence_parallel=cut, name="logits")(tokens)
+        return logits.reshape(len(x), -1, logits.shape[-1])

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpipe.errors import ConfigError
+
 
 def positions_within(segment_ids: jax.Array) -> jax.Array:
     """Each token's distance from the first of its segment.
@@ -32,7 +34,15 @@ def rotary_angles(positions: jax.Array, features: int, theta: float = 10_000.0) 
 
     Returns:
       float32 `[..., features / 2]`.
+
+    Raises:
+      ConfigError: the number of features is odd.
     """
+    if features % 2:
+        raise ConfigError(
+            f"Got heads of {features} features, expected an even number, because rotary positions"
+            f" turn pairs of them: use {features - 1} or {features + 1}."
+        )
     frequencies = theta ** (-jnp.arange(0, features, 2, dtype=jnp.float32) / features)
     return positions[..., None].astype(jnp.float32) * frequencies
 
