@@ -11,6 +11,9 @@ from jaxpipe.layers import TiedLayerSpec as TiedLayerSpec
 from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import PipelineModule as PipelineModule
 from jaxpipe.partition import Partition as Partition
+from jaxpipe.processes import Launch as Launch
+from jaxpipe.processes import Processes as Processes
+from jaxpipe.processes import start_processes as start_processes
 from jaxpipe.state import TrainState as TrainState
 
 __version__ = "0.1.0"

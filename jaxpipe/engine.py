@@ -25,17 +25,24 @@ Metrics = dict[str, jax.Array]
 class Engine(NamedTuple):
     """Pure functions: state in, state out. The state that goes in is donated.
 
+    Where the mesh spans processes, all of them call each function together, and NumPy arrays in a
+    batch are a process's own rows (`local_rows`); arrays that span processes are taken as they are.
+
     Attributes:
       init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
       train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
         Metrics are float32 scalars: `loss`, `weight` (what a loss sum was divided by) and
         `grad_norm` (over all stages, before clipping).
       eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
-      predict: `(state, batch) -> outputs` of the last layer, batch first.
+      predict: `(state, batch) -> outputs` of the last layer, batch first; of the whole batch, on
+        every process.
       value_and_grad: `(params, batch, key) -> (loss, grads)` for one's own train step; may be
         called inside `jax.jit`. `grads` is placed as the trainable part of `params` is.
       place: `{layer name: tree} -> params`, placed. Needs `partition` or `init` to have run once.
-      logical: the way back, for parameters, gradients and optimizer states.
+      logical: the way back, for parameters, gradients and optimizer states; every process gets
+        all of it, in its own memory.
+      local_rows: `rows of a global batch -> slice` of those that this process gives: all of them
+        in a process that is alone, or that has a part of every pipeline.
       abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
       partition: `batch -> Partition`, which can be printed.
       program: `batch -> Program`, which can be printed.
@@ -53,6 +60,7 @@ class Engine(NamedTuple):
     value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
     place: Callable[[Logical], Placed]
     logical: Callable[[Placed], PyTree]
+    local_rows: Callable[[int], slice]
     abstract_state: Callable[[Batch], TrainState]
     partition: Callable[[Batch], Partition]
     program: Callable[[Batch], Program]
@@ -121,6 +129,7 @@ def initialize(
         value_and_grad=machine.value_and_grad,
         place=machine.place,
         logical=machine.logical,
+        local_rows=machine.local_rows,
         abstract_state=machine.abstract_state,
         partition=machine.partition,
         program=machine.program,

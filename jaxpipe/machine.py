@@ -15,7 +15,9 @@ from jaxpipe.batch import check_ids, microbatch_spec
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
+from jaxpipe.feed import Feed
 from jaxpipe.fresh import fresh_rows
+from jaxpipe.gather import whole
 from jaxpipe.mesh import DATA, PIPE, axis_size
 from jaxpipe.model import Logical, Outline, PipelineModule
 from jaxpipe.optimizer import PlacedOptimizer
@@ -56,7 +58,8 @@ class Machine:
         self._remat, self._check_ids, self._fill = remat, check_ids, fill
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
-        self._data_spec = PartitionSpec(DATA) if DATA in mesh.axis_names else PartitionSpec()
+        self._feed = Feed(mesh)
+        self._data_spec = self._feed.spec
 
     # What is known of a batch's shapes.
 
@@ -69,15 +72,16 @@ class Machine:
 
     def _once(self, what: str, batch: Batch, make: Callable[[], Any]) -> Any:
         """`make()`, remembered by what it is and by the batch's shapes."""
-        leaves, tree = jax.tree.flatten(dict(batch))
-        key = (what, tree, tuple((jnp.shape(x), str(jnp.result_type(x))) for x in leaves))
+        leaves, tree = jax.tree.flatten(self._feed.abstract(batch))
+        key = (what, tree, tuple((x.shape, str(x.dtype)) for x in leaves))
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def _outline(self, batch: Batch) -> Outline:
         count = self._wanted.num_microbatches
-        make = lambda: self._model.outline(microbatch_spec(batch, count, self._num_data))
+        spec = lambda: microbatch_spec(self._feed.abstract(batch), count, self._num_data)
+        make = lambda: self._model.outline(spec())
         return self._once("outline", batch, make)
 
     def _step(self, batch: Batch, *, train: bool) -> Step:
@@ -134,7 +138,10 @@ class Machine:
             return batch
         if self._check_ids:
             check_ids(batch, self._model.id_ranges)
-        return jax.device_put(dict(batch), NamedSharding(self._mesh, self._data_spec))
+        return self._feed.put(batch)
+
+    def local_rows(self, size: int) -> slice:  # noqa: D102
+        return self._feed.rows(size)
 
     def init(self, key: jax.Array, batch: Batch) -> TrainState:  # noqa: D102
         key = (
@@ -284,7 +291,7 @@ class Machine:
             specs_in = (specs(step.layout), self._data_spec)
             return jax.jit(self._on_mesh(run, specs_in, self._data_spec))
 
-        return self._once("predict", batch, make)(state.params, batch)
+        return whole(self._once("predict", batch, make)(state.params, batch))
 
     # Logical trees.
 

@@ -15,8 +15,8 @@ HOUSE = """
 errors spec
 schedules
 partition
-losses mesh simulate_devices batch
-tensor
+losses mesh simulate_devices batch processes
+tensor feed gather
 layers
 model jaxpr
 costs
@@ -126,7 +126,19 @@ def test_plans_import_nothing_that_loads_jax():
         assert {x.split(".")[1] for x in imports} <= set(NO_JAX), name
 
 
-TOLD = ("layers", "batch", "mesh", "engine", "structure", "auto", "schedules", "config", "cli")
+TOLD = (
+    "layers",
+    "batch",
+    "mesh",
+    "processes",
+    "feed",
+    "engine",
+    "structure",
+    "auto",
+    "schedules",
+    "config",
+    "cli",
+)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 

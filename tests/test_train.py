@@ -47,6 +47,7 @@ class PretendedEngine(NamedTuple):
     abstract_state: Callable[..., Any]
     schedule: str = "the schedule"
     partition: Callable[..., str] = lambda batch: "the partition"
+    local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
 def pretended(nan_at=None, eval_nan_at=None):

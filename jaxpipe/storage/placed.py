@@ -12,6 +12,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import JaxpipeError
+from jaxpipe.gather import row as gathered_row
+from jaxpipe.gather import spans_processes
 from jaxpipe.mesh import PIPE
 from jaxpipe.spec import describe, is_traced
 from jaxpipe.storage.layout import Layout
@@ -138,7 +140,10 @@ def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
 
 
 def logical(placed: Placed) -> PyTree:
-    """The logical tree of placed arrays: NumPy leaves on the host, tracers inside `jax.jit`."""
+    """The logical tree of placed arrays: NumPy leaves on the host, tracers inside `jax.jit`.
+
+    Where the arrays span processes, all of them call it together, and each gets everything.
+    """
     layout, shared = placed.layout, iter(placed.shared)
 
     @functools.cache
@@ -146,11 +151,13 @@ def logical(placed: Placed) -> PyTree:
         buffer = placed.buffers[name]
         if is_traced(buffer) or not isinstance(buffer, jax.Array):
             return buffer[rank].reshape(-1)
+        if spans_processes(buffer):
+            return gathered_row(buffer, rank).reshape(-1)
         for shard in buffer.addressable_shards:
             ranks = range(*shard.index[0].indices(layout.num_ranks))
             if rank in ranks:
                 return np.asarray(shard.data)[rank - ranks.start].reshape(-1)
-        raise JaxpipeError(f"rank {rank} of {name} is on another process; gather it there.")
+        raise JaxpipeError(f"rank {rank} of {name} is on no device of this process.")
 
     out = []
     for leaf, homes in zip(layout.leaves, layout.homes, strict=True):
