@@ -1,6 +1,6 @@
 """One of several processes, for test_processes.py: trains a small pipeline, and may misbehave.
 
-Usage: one_of_many.py ORDER STEPS OUT [FAULT PROCESS STEP]
+Usage: one_of_many.py ORDER STEPS OUT [FAULT PROCESS|all STEP]
 """
 
 import json
@@ -48,24 +48,23 @@ def batch_of(engine, step):
     return {name: field[rows] for name, field in whole_batch(step).items()}
 
 
-def results(engine, num_steps):
-    """Everything that must not depend on the number of processes."""
+def results(engine, num_steps, *, everything):
+    """What must not depend on the number of processes: of training, or of `everything`."""
     state = engine.init(jax.random.key(0), batch_of(engine, 0))
     losses = []
     for step in range(num_steps):
         state, metrics = engine.train_batch(state, batch_of(engine, step))
         losses.append([float(metrics[name]) for name in ("loss", "weight", "grad_norm")])
-    held_out = batch_of(engine, num_steps)
-    loss, grads = engine.value_and_grad(state.params, held_out, jax.random.key(5))
-    params = engine.logical(state.params)
-    again = engine.logical(engine.place(params))
-    arrays = {
-        "losses": losses,
-        "evaluated": [float(engine.eval_batch(state, held_out)["loss"]), float(loss)],
-        "predicted": engine.predict(state, held_out),
-    }
-    trees = {"params": params, "again": again, "grads": engine.logical(grads),
-             "moments": engine.logical(state.opt_state)}  # fmt: skip
+    trees = {"params": engine.logical(state.params)}
+    arrays: dict = {"losses": losses}
+    if everything:
+        held_out = batch_of(engine, num_steps)
+        loss, grads = engine.value_and_grad(state.params, held_out, jax.random.key(5))
+        evaluated = float(engine.eval_batch(state, held_out)["loss"])
+        arrays |= {"evaluated": [evaluated, float(loss)]}
+        arrays |= {"predicted": engine.predict(state, held_out)}
+        trees |= {"again": engine.logical(engine.place(trees["params"]))}
+        trees |= {"grads": engine.logical(grads), "moments": engine.logical(state.opt_state)}
     for name, tree in trees.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[f"{name}{jax.tree_util.keystr(path)}"] = leaf
@@ -73,15 +72,11 @@ def results(engine, num_steps):
 
 
 def misbehave(fault: str):
+    print(f"now {time.time()}", flush=True)
     if fault == "raise":
         raise ZeroDivisionError("thrown on purpose")
     if fault == "exit":
         sys.exit(0)
-    if fault == "return":
-        return True
-    if fault == "hang":
-        time.sleep(1000)
-    return False
 
 
 def go_on(num_steps, fault):
@@ -91,24 +86,29 @@ def go_on(num_steps, fault):
     meet = jax.jit(lambda x: x + x.sum(), out_shardings=sharding)
     own = np.zeros(jax.local_device_count())
     for step in range(num_steps):
-        if step == int(at) and jax.process_index() == int(index) and misbehave(kind):
-            return
+        if step == int(at) and index in ("all", str(jax.process_index())):
+            misbehave(kind)
         meet(jax.make_array_from_process_local_data(sharding, own)).block_until_ready()
         print("step", step, flush=True)
         time.sleep(0.02)
 
 
 def main(order, num_steps, out, *fault):
-    with jp.start_processes(facts={"order": order}) as processes:
+    launch = (
+        jp.Launch(heartbeat_timeout=5, start_timeout=2 if "alone" in fault else 60)
+        if fault
+        else jp.Launch()
+    )
+    with jp.start_processes(launch, facts={"order": order}) as processes:
         simulate_devices(processes.share(NUM_DEVICES))
         if fault:
             return go_on(int(num_steps), fault)
         engine = build(mesh_of(order, PIPE, DATA))
-        found = results(engine, int(num_steps))
+        found = results(engine, int(num_steps), everything=order == "data outside")
         rows = engine.local_rows(BATCH)
         print(json.dumps([processes.index, rows.start, rows.stop]))
         if processes.is_first:
-            np.savez(Path(out), **found)
+            np.savez(Path(out), allow_pickle=False, **found)
 
 
 if __name__ == "__main__":

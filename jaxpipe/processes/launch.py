@@ -10,7 +10,6 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from jaxpipe.errors import ProcessError
 
@@ -37,7 +36,8 @@ class Launch:
     """Seconds that processes wait for each other at the start."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Which process this is.
 
     Attributes:
@@ -71,7 +71,8 @@ class Place(NamedTuple):
         return host == "localhost"
 
 
-class _Said(NamedTuple):
+@dataclass(frozen=True)
+class _Said:
     """What a launcher says; what it leaves open is None."""
 
     address: str | None = None
@@ -93,15 +94,12 @@ def find_place(launch: Launch, environ: Mapping[str, str]) -> Place | None:
     >>> find_place(Launch(), {})
     """
     said = _launcher(environ)
-    given = (launch.address, launch.count, launch.index)
-    by_hand = [environ.get(ADDRESS), _number(environ, COUNT), _number(environ, INDEX)]
-    if all(value is None for value in (*given, *by_hand, said.count)):
-        return None
-    address, count, index = (
-        next((value for value in values if value is not None), None)
-        for values in zip(given, by_hand, said[:3], strict=True)
-    )
-    if count == 1 or (count is None and index is None and address is None):
+    given = launch.address or environ.get(ADDRESS)
+    address = given or said.address
+    count = _first(launch.count, _number(environ, COUNT), said.count)
+    own = _first(launch.index, _number(environ, INDEX))
+    index = _first(own, said.index)
+    if count == 1 or (count is None and own is None and not given):
         return None
     if address is None or count is None or index is None:
         names = (("address", ADDRESS), ("count", COUNT), ("index", INDEX))
@@ -119,7 +117,7 @@ def find_place(launch: Launch, environ: Mapping[str, str]) -> Place | None:
             f"got process index {index} of {count}; expected 0 to {count - 1}. Processes are"
             " counted from 0."
         )
-    place = Place(address, count, index, said.device if launch.index is None else None)
+    place = Place(address, count, index, said.device if own is None else None)
     if not re.fullmatch(r"[^:/]+:\d+|\[.+\]:\d+", address) or not 0 < place.port < 2**16:
         raise ProcessError(f"got the address {address!r} of process 0; expected HOST:PORT.")
     return place
@@ -173,6 +171,10 @@ def _own_device(environ: Mapping[str, str], variable: str) -> int | None:
     chosen = "JAX_LOCAL_DEVICE_IDS" in environ
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return None if chosen or (visible != [""] and len(visible) == 1) else _number(environ, variable)
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _number(environ: Mapping[str, str], variable: str) -> int | None:

@@ -184,10 +184,6 @@ def connect(
     while True:
         try:
             wire = Wire(socket.create_connection((host, place.port), timeout=5), timeout)
-            wire.send(hello=place.index, of=place.count)
-            answer = wire.receive()
-            if answer is None:
-                raise ConnectionError("it hung up")
             break
         except OSError as error:
             if time.monotonic() > deadline:
@@ -196,10 +192,15 @@ def connect(
                     f" {place.address}: {error}. Start process 0 there, or correct the address."
                 ) from None
             time.sleep(0.1)
-        except ProcessError as error:
-            raise ProcessError(
-                f"at {place.address} there is no process of jaxpipe: {error}"
-            ) from None
-    if "refused" in answer:
-        raise ProcessError(f"{answer['refused']} ({place.address}).")
+    try:
+        wire.send(hello=place.index, of=place.count)
+        answer = wire.receive() or {}
+    except (OSError, ProcessError) as error:
+        answer = {"refused": str(error)}
+    if "welcome" not in answer:
+        wire.close()
+        reason = answer.get("refused", "the connection ended")
+        raise ProcessError(
+            f"process {place.index} of {place.count} is not let in at {place.address}: {reason}"
+        )
     return Member(place, wire, hub, beat)

@@ -52,11 +52,12 @@ class Wire:
         except ValueError:
             message = None
         if not isinstance(message, dict):
-            raise ProcessError(f"got {line[:40]!r}, expected a message of another jaxpipe process.")
+            raise ProcessError(f"got {line[:40]!r}, expected words of another process of jaxpipe.")
         return message
 
     def close(self) -> None:
         """Ends the connection."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever receives
         self._socket.close()
+        self._lines.close()
