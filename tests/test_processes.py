@@ -16,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import one_of_many
 import pytest
+import yaml
 
+from jaxpipe import cli
+from jaxpipe.cli.train import Train
 from jaxpipe.errors import ProcessError
 from jaxpipe.processes import Launch, start_processes
 from jaxpipe.processes.facts import differences
 from jaxpipe.processes.launch import ADDRESS, Place, find_place
 
 REPOSITORY = Path(__file__).parents[1]
+SHIPPED = REPOSITORY / "configs" / "gpt-stdlib.yaml"
 CHILD = [sys.executable, str(REPOSITORY / "tests" / "one_of_many.py")]
 PATIENCE = 200  # seconds for anything that compiles, on cores that are busy with other things
 AT_ONCE = 5  # seconds in which all end after one has failed
@@ -362,3 +366,71 @@ def test_the_majority_is_right():
         "process 0: seed: got 1, expected 2, as on process 1",
         "process 2: text: got y, expected x, as on process 0",
     ]
+
+
+# What the documents and templates say.
+
+
+def test_the_readmes_line_trains_with_two_processes(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text()
+    [line] = re.findall(r"^```sh\n(export JAX_COORDINATOR_ADDRESS=.*?)^```$", readme, re.M | re.S)
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"m{i}.py").write_text(f"x = {i}\n" * 100)
+    smaller = (
+        "--model.layers 2 --model.width 16 --trainer.steps 2 --trainer.eval-batches 1"
+        f" --optimizer.warmup-steps 1 --data.sequence-length 16 --data.directory {text}"
+    )
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    command = tmp_path / "jaxpipe"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxpipe "$@" {smaller}\n')
+    command.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(
+        ["bash", "-c", line.replace("9876", str(free_port()))],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.count("after step 2") == 1
+    assert (tmp_path / "runs" / "gpt-stdlib" / "checkpoints" / "2").is_dir()
+
+
+LAUNCH = REPOSITORY / "examples" / "launch"
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "mpirun.sh"])
+def test_scripts_are_bash_and_start_a_run(name):
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+    text = (LAUNCH / name).read_text().replace("\\\n", "")
+    [options] = re.findall(r'^ *(?:srun|mpirun) .*jaxpipe train "\$1" (.*)$', text, re.M)
+    assert_options_exist(options)
+
+
+def test_the_jobset_starts_as_many_processes_as_it_says():
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    assert (jobset["kind"], jobset["apiVersion"]) == ("JobSet", "jobset.x-k8s.io/v1alpha2")
+    [job] = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    environ = {entry["name"]: entry["value"] for entry in container["env"]}
+    place = find_place(Launch(), environ | {"JOB_COMPLETION_INDEX": "3"})
+    name = jobset["metadata"]["name"]
+    assert place == Place(f"{name}-{job['name']}-0-0.{name}:9876", spec["completions"], 3, None)
+    assert spec["parallelism"] == spec["completions"]
+    assert spec["completionMode"] == "Indexed"
+    [command] = container["args"]
+    assert_options_exist(command.removeprefix("exec jaxpipe train configs/gpt-stdlib.yaml "))
+
+
+def assert_options_exist(options: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Train, "run", lambda self: 17)
+        assert cli.main(["train", str(SHIPPED), *options.split()]) == 17
+
+
+def test_every_template_is_tested():
+    assert sorted(path.name for path in LAUNCH.iterdir()) == [
+        "jobset.yaml", "mpirun.sh", "slurm.sbatch",
+    ]  # fmt: skip
