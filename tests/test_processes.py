@@ -126,25 +126,31 @@ def since(run: Run, index: int) -> float:
     return time.time() - began
 
 
-def test_four_processes_give_what_one_gives_to_the_bit(run, tmp_path):
+@pytest.fixture(scope="module")
+def of_one_process():
     mesh = one_of_many.mesh_of("as listed", one_of_many.PIPE, one_of_many.DATA)
-    expected = one_of_many.results(one_of_many.build(mesh), 3, everything=True)
-    rows = {
-        "as listed": [[0, 16]] * 4,  # a process has both copies of its rank
-        "data outside": [[0, 8], [0, 8], [8, 16], [8, 16]],  # both axes span processes
-    }
-    for order, expected_rows in rows.items():
-        file = tmp_path / f"{order}.npz"
-        four = run(4, [*CHILD, order, 3, file])
-        assert four.codes() == [0] * 4, four.everything()
-        assert [json.loads(four.out(i)[-1]) for i in range(4)] == [
-            [i, *own] for i, own in enumerate(expected_rows)
-        ]
-        with np.load(file) as found:
-            assert len(found.files) == len(expected) or order == "as listed"
-            assert {"losses", "params['00_Embed']['embedding']"} <= set(found.files)
-            for name in found.files:
-                np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    return one_of_many.results(one_of_many.build(mesh), 3, everything=True)
+
+
+@pytest.mark.parametrize(
+    ("order", "rows"),
+    [
+        ("as listed", [[0, 16]] * 4),  # a process has both copies of its rank
+        ("data outside", [[0, 8], [0, 8], [8, 16], [8, 16]]),  # both axes span processes
+    ],
+)
+def test_four_processes_give_what_one_gives_to_the_bit(run, tmp_path, of_one_process, order, rows):
+    file = tmp_path / "results.npz"
+    four = run(4, [*CHILD, order, 3, file])
+    assert four.codes() == [0] * 4, four.everything()
+    assert [json.loads(four.out(i)[-1]) for i in range(4)] == [
+        [i, *own] for i, own in enumerate(rows)
+    ]
+    with np.load(file) as found:
+        assert len(found.files) == len(of_one_process) or order == "as listed"
+        assert {"losses", "params['00_Embed']['embedding']"} <= set(found.files)
+        for name in found.files:
+            np.testing.assert_array_equal(found[name], of_one_process[name], err_msg=name)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
