@@ -13,6 +13,9 @@ from jaxpipe.mesh import describe_mesh as describe_mesh
 from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import PipelineModule as PipelineModule
 from jaxpipe.partition import Partition as Partition
+from jaxpipe.processes import Launch as Launch
+from jaxpipe.processes import Processes as Processes
+from jaxpipe.processes import start_processes as start_processes
 from jaxpipe.state import TrainState as TrainState
 from jaxpipe.zero import Zero as Zero
 

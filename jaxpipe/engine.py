@@ -28,6 +28,9 @@ Metrics = dict[str, jax.Array]
 class Engine(NamedTuple):
     """Pure functions: state in, state out. The state that goes in is donated.
 
+    Where the mesh spans processes, all of them call each function together, and NumPy arrays in a
+    batch are a process's own rows (`local_rows`); arrays that span processes are taken as they are.
+
     Attributes:
       init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
       train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
@@ -36,13 +39,17 @@ class Engine(NamedTuple):
         Where loss or gradients are not finite, on whatever rank, parameters and optimizer state
         stay as they are on all; `skipped` counts such steps in a row.
       eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
-      predict: `(state, batch) -> outputs` of the last layer, batch first.
+      predict: `(state, batch) -> outputs` of the last layer, batch first; of the whole batch, on
+        every process.
       value_and_grad: `(params, batch, key, scale) -> (loss, grads)` for one's own train step; may
         be called inside `jax.jit`. `grads` is placed as the trainable part of `params` is, and cut
         from ZeRO stage 2 on. `scale` is for an engine with a loss scale, whose first one is used by
         default; `grads` come divided by it.
       place: `{layer name: tree} -> params`, placed. Needs `partition` or `init` to have run once.
-      logical: the way back, for parameters, gradients and optimizer states.
+      logical: the way back, for parameters, gradients and optimizer states; every process gets
+        all of it, in its own memory.
+      local_rows: `rows of a global batch -> slice` of those that this process gives: all of them
+        in a process that is alone, or that has a part of every pipeline.
       abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
       partition: `batch -> Partition`, which can be printed.
       program: `batch -> Program`, which can be printed.
@@ -65,6 +72,7 @@ class Engine(NamedTuple):
     value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
     place: Callable[[Logical], Placed]
     logical: Callable[[Placed], PyTree]
+    local_rows: Callable[[int], slice]
     abstract_state: Callable[[Batch], TrainState]
     partition: Callable[[Batch], Partition]
     program: Callable[[Batch], Program]

@@ -8,7 +8,13 @@ from collections.abc import Iterable
 
 
 class JaxpipeError(ValueError):
-    """The root of the tree: something the caller gave cannot be used as it is."""
+    """The root of the tree: something the caller gave cannot be used as it is.
+
+    Attributes:
+      exit_code: of a program that it ends.
+    """
+
+    exit_code = 2
 
 
 class ScheduleError(JaxpipeError):
@@ -41,6 +47,10 @@ class OptimizerError(JaxpipeError):
 
 class ConfigError(JaxpipeError):
     """A configuration with unknown keys, values of the wrong type, or settings at odds."""
+
+
+class ProcessError(JaxpipeError):
+    """Processes that cannot find each other, or do not run the same thing."""
 
 
 class CheckpointError(JaxpipeError):

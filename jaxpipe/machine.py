@@ -13,8 +13,10 @@ from jaxpipe.compiler_options import CompilerOptions, merged, preset
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
+from jaxpipe.feed import Feed
 from jaxpipe.fresh import FreshRows
-from jaxpipe.mesh import DATA, TENSOR, traced_on
+from jaxpipe.gather import whole
+from jaxpipe.mesh import TENSOR, traced_on
 from jaxpipe.model import Logical, Outline
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition
@@ -43,8 +45,8 @@ class Machine:
         self.lockstep = lockstep_on(settings.mesh, settings.remat)
         self._structure: Structure | None = None
         self._cache: dict[Hashable, Any] = {}
-        has_data = DATA in settings.mesh.axis_names
-        self._data_spec = PartitionSpec(DATA) if has_data else PartitionSpec()
+        self._feed = Feed(settings.mesh)
+        self._data_spec = self._feed.spec
 
     # What is known of a batch's shapes.
 
@@ -55,15 +57,16 @@ class Machine:
 
     def _once(self, what: str, batch: Batch, make: Callable[[], Any]) -> Any:
         """`make()`, remembered by what it is and by the batch's shapes."""
-        leaves, tree = jax.tree.flatten(dict(batch))
-        key = (what, tree, tuple((jnp.shape(x), str(jnp.result_type(x))) for x in leaves))
+        leaves, tree = jax.tree.flatten(self._feed.abstract(batch))
+        key = (what, tree, tuple((x.shape, str(x.dtype)) for x in leaves))
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def _outline(self, batch: Batch) -> Outline:
         count, num_data = self._settings.schedule.num_microbatches, self._settings.num_data
-        make = lambda: self._model.outline(microbatch_spec(batch, count, num_data))
+        spec = lambda: microbatch_spec(self._feed.abstract(batch), count, num_data)
+        make = lambda: self._model.outline(spec())
         return self._once("outline", batch, make)
 
     def _local(self, batch: Batch) -> Outline:
@@ -146,7 +149,10 @@ class Machine:
             return jax.tree.map(spec, abstract(dict(batch)))
         if self._settings.check_ids:
             check_ids(batch, self._model.id_ranges)
-        return jax.device_put(dict(batch), sharding)
+        return self._feed.put(batch)
+
+    def local_rows(self, size: int) -> slice:  # noqa: D102
+        return self._feed.rows(size)
 
     def init(self, key: jax.Array, batch: Batch) -> TrainState:  # noqa: D102
         key = (
@@ -346,7 +352,7 @@ class Machine:
             specs_in = (specs(step.layout), self._data_spec)
             return self._on_mesh(run, specs_in, specs_out)
 
-        return self._jit("predict", batch, make)(state.params, batch)
+        return whole(self._jit("predict", batch, make)(state.params, batch))
 
     def _output_spec(self, local: Any, whole: Any) -> PartitionSpec:
         """How an output `[rows, ...]` lies on the mesh: what is cut shows in its shape."""

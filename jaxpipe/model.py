@@ -227,14 +227,13 @@ class PipelineModule:
             x, inputs, outputs = outline.batch["inputs"], [], []
             for layer, whole in zip(self.layers, outline.inputs, strict=True):
                 inputs.append(x)
-                if not layer.takes_cut:
-                    _check_whole(f"layer {layer.name}", x, whole, LayerError)
+                _check_cut(f"layer {layer.name}", layer.takes_cut, x, whole, LayerError)
                 run = functools.partial(self.apply_layer, layer, train=False)
                 x = self._shape(layer, outline.batch, x, "apply", run, params[layer.owner])
                 outputs.append(x)
-            if not getattr(self.loss_fn, "takes_cut", False):
-                name = getattr(self.loss_fn, "__name__", "loss_fn")
-                _check_whole(f"the loss {name}", x, outline.outputs[-1], LossError)
+            name = getattr(self.loss_fn, "__name__", "loss_fn")
+            takes_cut = getattr(self.loss_fn, "takes_cut", False)
+            _check_cut(f"the loss {name}", takes_cut, x, outline.outputs[-1], LossError)
             return inputs, outputs
 
         inputs, outputs = traced_on(mesh, trace)
@@ -279,10 +278,21 @@ def _cut_params(name: str, tree: PyTree, dims: Sequence[int | None], num_tensor:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _check_whole(who: str, got: PyTree, whole: PyTree, error: type[JaxpipeError]) -> None:
-    if abstract(got) != abstract(whole):
+def _check_cut(
+    who: str, takes_cut: bool | None, got: PyTree, whole: PyTree, error: type[JaxpipeError]
+) -> None:
+    """What is cut goes to those who say that they take it, and nothing else does."""
+    is_cut = abstract(got) != abstract(whole)
+    if takes_cut is None or is_cut == takes_cut:
+        return
+    if is_cut:
         raise error(
             f"{who} gets {describe(got)} on each tensor rank, a piece of {describe(whole)}, and"
             " does not say that it can: set takes_cut = True on what is made for that, or gather"
             " before it (jaxpipe.nn has layers and a loss for either)."
         )
+    raise error(
+        f"{who} takes what is cut over {TENSOR!r} (its takes_cut says so), and gets all of"
+        f" {describe(whole)} on each rank. Use one for whole arrays (sequence_parallel=False, or"
+        " a loss of jaxpipe.losses), or let what is before it give pieces."
+    )

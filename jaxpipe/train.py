@@ -2,6 +2,9 @@
 
 Steps are counted from 1. The batch of a step is a pure function of (seed, step), and a checkpoint
 holds the rest, so a resumed run gives the numbers that an uninterrupted one gives.
+
+Where there are several processes all of them run this, each with its own rows of every batch. The
+first one prints and writes metrics; checkpoints are written by all together.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ from jaxpipe.config import (
     PipelineConfig,
     Resume,
     RunDirectory,
+    by_field,
     choose,
     validate,
 )
@@ -32,9 +36,19 @@ from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpu
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import ConfigError, MeshError
 from jaxpipe.mesh import describe_mesh, make_mesh
-from jaxpipe.metrics import Console, Diverged, JsonLines, Report, Sinks, TensorBoard, console_for
+from jaxpipe.metrics import (
+    Console,
+    Diverged,
+    JsonLines,
+    NoConsole,
+    Report,
+    Sinks,
+    TensorBoard,
+    console_for,
+)
 from jaxpipe.model import PipelineModule
 from jaxpipe.models.gpt import GPTConfig, gpt
+from jaxpipe.processes import ALONE, Processes
 from jaxpipe.state import TrainState
 
 
@@ -62,30 +76,37 @@ def run(
     resume: Resume = "auto",
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Trains what a configuration describes, or goes on with it.
 
     Args:
       config: the run.
       resume: what to do about an earlier run in the same folder; see `config.choose`.
-      should_stop: asked after each step; True ends the run there, with a checkpoint.
-      console: where to show how it goes; by default the standard output.
+      should_stop: asked after each step; True ends the run there, with a checkpoint. Of several
+        processes any one may say so.
+      console: where to show how it goes; by default the standard output of the first process.
+      processes: all that train together, from `start_processes`.
 
     Raises:
-      JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used.
+      JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
+        processes differ in what they would train.
       Diverged: a loss is not finite; the message says where the last good checkpoint is.
     """
     validate(config)
-    console = console_for(config.trainer.steps) if console is None else console
+    if console is None:
+        console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
     corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
     folder = choose(with_fingerprint(config, corpus), resume)
+    # Also so that all have chosen a folder before the first process changes it.
+    processes.compare(_facts(folder, corpus))
     console.note(
         f"text: {corpus.num_files:,} files, {len(corpus.training):,} bytes to train on,"
         f" {len(corpus.held_out):,} held out"
     )
     for change in folder.changes:
         console.note(f"changed: {change}")
-    return train(build_engine(config), folder, corpus, console, should_stop)
+    return train(build_engine(config), folder, corpus, console, should_stop, processes)
 
 
 def train(
@@ -94,30 +115,36 @@ def train(
     corpus: Corpus,
     console: Console,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where."""
     trainer = folder.config.trainer
-    batch, shape = batches(folder.config, corpus), _shape(folder.config)
+    rows = engine.local_rows(trainer.batch_size)
+    batch, shape = batches(folder.config, corpus, rows), _shape(folder.config)
     held_out = held_out_batches(corpus.held_out, trainer.eval_batches, **shape)
     bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
+    held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
     plan = engine.partition(batch(step=1)), engine.schedule, describe_mesh(engine.mesh)
     console.note("\n" + "\n\n".join(map(str, plan)) + "\n")
     if options := engine.compiler_options():
         shown = ", ".join(f"{name}={value}" for name, value in options.items())
         console.note(f"compiler options: {shown}\n")
-    folder.open()
+    if processes.is_first:
+        folder.open()
+    processes.compare({"partition": str(plan[0]), "schedule": str(engine.schedule)})
     with contextlib.ExitStack() as stack:
         stack.callback(console.close)
         checkpoints = Checkpoints(folder.checkpoints, keep=trainer.keep_checkpoints)
         stack.enter_context(checkpoints)
         stack.enter_context(_pointing_to(checkpoints))
+        processes.compare({"newest checkpoint": str(checkpoints.latest())})
         state, start = _first_state(engine, checkpoints, trainer.seed, batch(step=1), console)
-        report = stack.enter_context(_reporting(folder, console, start))
+        report = stack.enter_context(_reporting(folder, console, start, processes.is_first))
         step, held_out_loss = start, math.nan
         for step in range(start + 1, trainer.steps + 1):
             state, metrics = engine.train_batch(state, batch(step=step))
             report.step(step, metrics)
-            stop = should_stop()
+            stop = processes.stop_together(should_stop())
             save = stop or step % trainer.checkpoint_interval == 0 or step == trainer.steps
             if save or step % trainer.eval_interval == 0:
                 with report.paused():
@@ -133,10 +160,23 @@ def train(
     return Outcome(ending, step, checkpoints.path(step), held_out_loss, bigram_loss)
 
 
-def batches(config: Config, corpus: Corpus) -> Callable[..., Batch]:
-    """`step=` -> the batch of that step."""
+def batches(
+    config: Config,
+    corpus: Corpus,
+    rows: slice = slice(None),
+) -> Callable[..., Batch]:
+    """`step=` -> these rows of the batch of that step."""
     seed, shape = config.trainer.seed, _shape(config)
-    return functools.partial(training_batch, corpus.training, seed, **shape)
+    return functools.partial(training_batch, corpus.training, seed, **shape, rows=rows)
+
+
+def _facts(folder: RunDirectory, corpus: Corpus) -> dict[str, str]:
+    """What all processes must agree on before anything is written."""
+    config = {
+        f"configuration: {name}": str(value) for name, value in by_field(folder.config).items()
+    }
+    earlier = "continued" if folder.resume else "not continued"
+    return config | {"text": corpus.fingerprint, f"the run in {folder.path}": earlier}
 
 
 def _shape(config: Config) -> dict[str, int]:
@@ -254,15 +294,17 @@ def _first_state(
 
 
 @contextlib.contextmanager
-def _reporting(folder: RunDirectory, console: Console, start: int) -> Iterator[Report]:
-    """A report into the run's folder, which goes on from step `start`."""
+def _reporting(
+    folder: RunDirectory, console: Console, start: int, writes: bool
+) -> Iterator[Report]:
+    """A report, and if it `writes`, into the run's folder; goes on from step `start`."""
     config, trainer = folder.config, folder.config.trainer
     rates = jax.vmap(learning_rate(config.optimizer, trainer.steps))(jnp.arange(trainer.steps))
     openers = {
         "metrics.jsonl": lambda: JsonLines(folder.metrics_file, resume_step=start),
         "TensorBoard": lambda: TensorBoard(folder.path, resume_step=start),
     }
-    with contextlib.closing(Sinks(openers)) as sinks:
+    with contextlib.closing(Sinks(openers if writes else {})) as sinks:
         yield Report(
             console,
             sinks,

@@ -15,8 +15,8 @@ HOUSE = """
 errors spec devices
 schedules
 partition
-losses mesh simulate_devices batch zero loss_scale
-tensor
+losses mesh simulate_devices batch zero loss_scale processes
+tensor feed gather
 layers
 model jaxpr
 costs
@@ -134,6 +134,8 @@ TOLD = (
     "compiler_options",
     "devices",
     "mesh",
+    "processes",
+    "feed",
     "engine",
     "structure",
     "auto",

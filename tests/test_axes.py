@@ -18,7 +18,7 @@ from jaxpipe import nn
 from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
 
 VOCAB, TIME, MICROBATCHES = 16, 8, 3
-SIZES = dict(vocab_size=VOCAB, width=16, num_layers=6, num_heads=4)
+SIZES: Any = dict(vocab_size=VOCAB, width=16, num_layers=6, num_heads=4)
 NETWORKS = {
     "gpt": lambda: gpt(GPTConfig(**SIZES, sequence_length=TIME)),
     "gpt tied": lambda: gpt(GPTConfig(**SIZES, sequence_length=TIME, tied=True)),
@@ -128,7 +128,9 @@ def check(case: Case) -> None:
         np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-6)
         np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     assert largest_error(engine.logical(state.params), params) < 1e-5
-    assert largest_error(engine.logical(state.opt_state), opt_state) < 1e-5
+    moments = state.opt_state
+    assert moments is not None
+    assert largest_error(engine.logical(moments), opt_state) < 1e-5
     np.testing.assert_allclose(
         engine.eval_batch(state, batch)["loss"], model.loss(params, batch), rtol=1e-5
     )

@@ -139,3 +139,11 @@ def test_the_bigram_loss_is_the_mean_over_positions():
     ]
     likelihoods = [2.5 / 132, 2.5 / 130, 0.5 / 129]  # ab twice of 4 a, ba twice of 2 b, no cd
     np.testing.assert_allclose(bigram.cross_entropy(batches), -np.mean(np.log(likelihoods)))
+
+
+def test_rows_of_a_batch_are_the_same_whoever_makes_them():
+    text = np.arange(200, dtype=np.uint8)
+    whole = training_batch(text, 3, 7, batch_size=6, length=5)
+    parts = [training_batch(text, 3, 7, 6, 5, rows=slice(i, i + 2)) for i in (0, 2, 4)]
+    for name, field in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), field)

@@ -36,7 +36,8 @@ def batch(spike: float = 0.0) -> dict[str, np.ndarray]:
 
 
 def engine(**settings: Any) -> jp.Engine:
-    given = dict(optimizer=optax.adam(1e-2), num_microbatches=4, fill=float("nan"))
+    given: dict[str, Any] = dict(optimizer=optax.adam(1e-2), num_microbatches=4)
+    given |= dict(fill=float("nan"))
     given |= dict(model=model(), mesh=jp.make_mesh(pipe=4, data=2)) | settings
     return jp.initialize(**given)
 
@@ -58,7 +59,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(schedule: str, zero: int)
         assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
         assert int(metrics["skipped"]) == int(state.skipped) == count
         jax.tree.map(np.testing.assert_array_equal, values(state), before)
-    assert float(state.loss_scale.scale) == 16
+    assert state.loss_scale is not None and float(state.loss_scale.scale) == 16
     assert int(state.step) == 3
     state, metrics = run.train_batch(state, batch())
     assert (int(metrics["skipped"]), float(metrics["loss_scale"])) == (0, 16)

@@ -111,8 +111,14 @@ def test_optimizers_see_true_leaves(name: str, zero: int):
         state, _ = engine.train_batch(state, batch)
         params, opt_state = step(params, opt_state)
     assert largest_error(engine.logical(state.params), params) < 1e-5
-    share = engine.abstract_state(batch).opt_state.layout.bytes_per_rank
-    assert share <= 0.6 * jp.initialize(
+    alone = jp.initialize(
         model, mesh=jp.make_mesh(pipe=2, tensor=TENSOR), optimizer=OPTIMIZERS[name],
         num_microbatches=2,
-    ).abstract_state(batch).opt_state.layout.bytes_per_rank  # fmt: skip
+    )  # fmt: skip
+    assert bytes_of_state(engine, batch) <= 0.6 * bytes_of_state(alone, batch)
+
+
+def bytes_of_state(engine: jp.Engine, batch: Any) -> int:
+    placed = engine.abstract_state(batch).opt_state
+    assert placed is not None
+    return placed.layout.bytes_per_rank

@@ -50,6 +50,7 @@ class PretendedEngine(NamedTuple):
     mesh: Mesh = jp.make_mesh()
     compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
     partition: Callable[..., str] = lambda batch: "the partition"
+    local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
 def pretended(nan_at=None, eval_nan_at=None):

@@ -1,8 +1,8 @@
 """`jaxpipe train`, `jaxpipe timeline`, `jaxpipe draw`: reads a command line and runs it.
 
-Exit codes: 0, all went well; 1, a schedule in a file is wrong, and the message draws where; 2,
-something that was asked for cannot be done, and the message says what; 3, training diverged; 130,
-interrupted.
+Exit codes: 0, all went well; 1, an error that nobody expected, a process that was lost, or a wrong
+schedule in a file, which the message draws; 2, something that was asked for cannot be done, and the
+message says what; 3, training diverged; 130, interrupted. Of several processes all have the same.
 """
 
 import os
@@ -15,9 +15,10 @@ import tyro
 from jaxpipe import __version__
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.timeline import DrawTimeline
-from jaxpipe.cli.train import INTERRUPTED, Train
+from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, read
 from jaxpipe.errors import JaxpipeError
+from jaxpipe.processes import INTERRUPTED
 
 _USAGE = 2
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (JaxpipeError, OSError) as error:
         print(f"jaxpipe: error: {error}", file=sys.stderr)
-        return _USAGE
+        return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
 
 
 def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw:

@@ -13,9 +13,8 @@ from typing import Annotated
 import tyro
 
 from jaxpipe.config import Config, Resume, validate
+from jaxpipe.processes import INTERRUPTED, Launch, Processes, start_processes
 from jaxpipe.simulate_devices import simulate_devices
-
-_DIVERGED, INTERRUPTED = 3, 130
 
 
 @dataclass(frozen=True)
@@ -30,35 +29,43 @@ class Train:
     resume: Resume = "auto"
     """An earlier run in the same folder is continued if its configuration is the same (auto),
     continued even if that has changed (must), or moved aside for a new one (never)."""
+    processes: Launch = field(default_factory=Launch)
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         """Trains, and returns the exit code."""
         config = validate(self.config)
-        simulate_devices(config.pipeline.ranks * config.pipeline.data)
-        from jaxpipe.train import Diverged, run  # not before devices are simulated
+        from jaxpipe.metrics import Diverged
 
         try:
-            with stop_signals() as should_stop:
-                outcome = run(config, resume=self.resume, should_stop=should_stop)
+            with start_processes(self.processes) as processes:
+                simulate_devices(processes.share(config.pipeline.ranks * config.pipeline.data))
+                return self._train(config, processes)
         except Diverged as error:
             print(f"jaxpipe: {error}", file=sys.stderr)
-            return _DIVERGED
+            return error.exit_code
         except KeyboardInterrupt:
             folder = Path(config.run.directory) / config.run.name / "checkpoints"
             print(
                 f"jaxpipe: interrupted at once; older checkpoints are in {folder}", file=sys.stderr
             )
             return INTERRUPTED
-        print(
-            f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
-            f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}\n"
-            f"checkpoint: {outcome.checkpoint}"
-        )
-        if outcome.ending == "interrupted":
-            print("interrupted; the same command goes on from the checkpoint")
-            return INTERRUPTED
-        return 0
+
+    def _train(self, config: Config, processes: Processes) -> int:
+        from jaxpipe.train import run  # not before devices are simulated
+
+        with stop_signals() as should_stop:
+            outcome = run(config, resume=self.resume, should_stop=should_stop, processes=processes)
+        interrupted = outcome.ending == "interrupted"
+        if processes.is_first:
+            print(
+                f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
+                f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}\n"
+                f"checkpoint: {outcome.checkpoint}"
+            )
+            if interrupted:
+                print("interrupted; the same command goes on from the checkpoint")
+        return INTERRUPTED if interrupted else 0
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from jaxpipe.config.run_directory import Resume as Resume
 from jaxpipe.config.run_directory import RunDirectory as RunDirectory
+from jaxpipe.config.run_directory import by_field as by_field
 from jaxpipe.config.run_directory import choose as choose
 from jaxpipe.config.run_directory import differences as differences
 from jaxpipe.config.schema import Config as Config

@@ -108,7 +108,7 @@ def differences(old: Config, new: Config) -> list[str]:
     >>> differences(Config(), Config(trainer=TrainerConfig(steps=10)))
     ['trainer.steps: 1000 -> 10']
     """
-    before, after = _flat(old), _flat(new)
+    before, after = by_field(old), by_field(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
@@ -116,7 +116,8 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def by_field(config: Config) -> dict[str, Any]:
+    """Every value by its whole name, as in `{"trainer.steps": 1000, ...}`."""
     return {
         f"{component}.{field}": value
         for component, fields in dataclasses.asdict(config).items()

@@ -1,7 +1,7 @@
 """Batches of windows on a text: random ones to train on, evenly spaced ones to evaluate on.
 
 A batch is a pure function of (text, seed, step): nothing has to be stored to resume, and the order
-does not depend on how many devices read it.
+does not depend on how many devices, or processes, read it.
 """
 
 import numpy as np
@@ -11,7 +11,14 @@ from jaxpipe.errors import ConfigError
 Batch = dict[str, np.ndarray]
 
 
-def training_batch(text: np.ndarray, seed: int, step: int, batch_size: int, length: int) -> Batch:
+def training_batch(
+    text: np.ndarray,
+    seed: int,
+    step: int,
+    batch_size: int,
+    length: int,
+    rows: slice = slice(None),
+) -> Batch:
     """Windows at random places of `text`, the same for the same (seed, step) on every machine.
 
     Args:
@@ -20,9 +27,10 @@ def training_batch(text: np.ndarray, seed: int, step: int, batch_size: int, leng
       step: the step that the batch is for.
       batch_size: number of windows.
       length: bytes that a window shows.
+      rows: which windows of the batch to make; by default all.
 
     Returns:
-      "inputs" and "targets", int32 [batch_size, length]; a target is the byte after its input.
+      "inputs" and "targets", int32 [rows, length]; a target is the byte after its input.
 
     Raises:
       ConfigError: the text is shorter than one window.
@@ -34,7 +42,7 @@ def training_batch(text: np.ndarray, seed: int, step: int, batch_size: int, leng
     # Philox is counter based: any (seed, step) is reached at once, and streams never overlap.
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
     starts = generator.integers(0, _num_starts(text, length), size=batch_size)
-    return _windows(text, starts, length)
+    return _windows(text, starts[rows], length)
 
 
 def held_out_batches(

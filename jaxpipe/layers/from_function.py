@@ -37,5 +37,5 @@ def adapt(
     settings = tuple((k, hashable(v)) for k, v in sorted(kwargs.items()))
     kind = ("function", fn, layer.init, tuple(map(hashable, args)), settings, spreads)
     type_name = getattr(layer.apply, "__name__", type(layer.apply).__name__).strip("<>")
-    cuts = bool(getattr(fn, "takes_cut", False))
+    cuts = getattr(fn, "takes_cut", None if forward_fn else False)
     return dict(type_name=type_name, kind=kind, make=init, apply=apply, takes_cut=cuts)

@@ -41,7 +41,7 @@ def adapt(
         return module.apply({"params": params}, x, side, train, rngs=rngs, method=call)
 
     kind = ("linen", hashable(module), forward_fn, spreads)
-    cuts = bool(getattr(module, "takes_cut", False))
+    cuts = getattr(forward_fn or module, "takes_cut", None if forward_fn else False)
     return dict(type_name=type_name, kind=kind, make=init, apply=apply, takes_cut=cuts)
 
 

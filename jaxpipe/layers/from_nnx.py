@@ -50,7 +50,7 @@ def adapt(
 
     kind = ("nnx", hashable(graph), forward_fn, spreads)
     given = None if ready is None else nnx.to_pure_dict(params)
-    cuts = bool(getattr(module, "takes_cut", False))
+    cuts = getattr(forward_fn or module, "takes_cut", None if forward_fn else False)
     return dict(type_name=type_name, kind=kind, make=init, apply=apply, given=given, takes_cut=cuts)
 
 

@@ -32,7 +32,8 @@ class Layer:
         first layer of its tie.
       frozen: which leaves get no gradient: all, none, or those whose path matches a pattern.
       given: the parameters a ready-made NNX module came with, or None.
-      takes_cut: whether its input may be cut over the `tensor` axis.
+      takes_cut: whether its input comes cut over the `tensor` axis, where that has several ranks;
+        None for a `forward_fn` that does not say.
     """
 
     index: int
@@ -45,7 +46,7 @@ class Layer:
     owner: str = ""
     frozen: bool | str = False
     given: PyTree | None = None
-    takes_cut: bool = False
+    takes_cut: bool | None = False
 
     def __repr__(self) -> str:
         return f"Layer({self.name!r})"

@@ -2,6 +2,7 @@
 
 from jaxpipe.metrics.console import Console as Console
 from jaxpipe.metrics.console import LiveConsole as LiveConsole
+from jaxpipe.metrics.console import NoConsole as NoConsole
 from jaxpipe.metrics.console import PlainConsole as PlainConsole
 from jaxpipe.metrics.console import console_for as console_for
 from jaxpipe.metrics.jsonl import JsonLines as JsonLines

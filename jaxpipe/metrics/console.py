@@ -82,6 +82,22 @@ class PlainConsole:
         """Has nothing to end."""
 
 
+class NoConsole:
+    """Shows nothing: of several processes one prints."""
+
+    def note(self, text: str) -> None:
+        """Prints nothing."""
+
+    def advance(self, step: int, loss: float) -> None:
+        """Prints nothing."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Prints nothing."""
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
 class LiveConsole:
     """A progress bar that says step, loss, speed and the time that is left."""
 

@@ -14,6 +14,8 @@ from jaxpipe.metrics.throughput import Throughput
 class Diverged(FloatingPointError):
     """A loss that is not a number, or infinite."""
 
+    exit_code = 3
+
 
 class Report:
     """Reads the metrics of steps, one step late, and hands them on.

@@ -14,7 +14,6 @@ At the speed that each matrix product has alone, these would take 17 ms.
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -134,7 +133,6 @@ class Embed(nn.Module):
     """
 
     config: GPTConfig
-    takes_cut: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -151,7 +149,11 @@ class Position(nn.Module):
     """Adds a learned vector per position."""
 
     config: GPTConfig
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.config.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
@@ -166,7 +168,11 @@ class Block(nn.Module):
     """Causal self-attention and an MLP, each added to what it read through a LayerNorm."""
 
     config: GPTConfig
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.config.sequence_parallel
 
     @nn.compact
     def __call__(
@@ -199,7 +205,11 @@ class Head(nn.Module):
     """A last LayerNorm and the projection to logits, without bias."""
 
     config: GPTConfig
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.config.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ GELU, and no biases (arXiv:2302.13971, arXiv:2307.09288).
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -124,7 +123,11 @@ class Block(nn.Module):
     """Causal self-attention and a gated MLP, each added to what it read through an RMSNorm."""
 
     config: LlamaConfig
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.config.sequence_parallel
 
     @nn.compact
     def __call__(
@@ -157,7 +160,11 @@ class Head(nn.Module):
     """A last RMSNorm and the projection to logits."""
 
     config: LlamaConfig
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.config.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,7 +40,11 @@ class Attention(nn.Module):
     sequence_parallel: bool = False
     kernel_init: nn.initializers.Initializer = NORMAL
     out_init: nn.initializers.Initializer = NORMAL
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:

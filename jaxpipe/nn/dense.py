@@ -29,7 +29,11 @@ class ColumnDense(nn.Module):
     use_bias: bool = True
     sequence_parallel: bool = False
     kernel_init: nn.initializers.Initializer = NORMAL
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

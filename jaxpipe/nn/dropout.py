@@ -1,7 +1,5 @@
 """Dropout that drops the same features however activations are cut."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,11 @@ class Dropout(nn.Module):
 
     rate: float
     sequence_parallel: bool = False
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

@@ -1,7 +1,5 @@
 """Embeddings of which each rank holds the vectors of some token ids."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,6 @@ class Embedding(nn.Module):
     width: int
     sequence_parallel: bool = False
     embedding_init: nn.initializers.Initializer = NORMAL
-    takes_cut: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Declares the table, for both of its uses."""

@@ -1,7 +1,5 @@
 """MLPs of which each rank computes some of the hidden features."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 
@@ -22,7 +20,11 @@ class GeluMLP(nn.Module):
     sequence_parallel: bool = False
     kernel_init: nn.initializers.Initializer = NORMAL
     out_init: nn.initializers.Initializer = NORMAL
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +63,11 @@ class SwiGLU(nn.Module):
     sequence_parallel: bool = False
     kernel_init: nn.initializers.Initializer = NORMAL
     out_init: nn.initializers.Initializer = NORMAL
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Norms over the features of each token, which every rank has all of."""
 
 import functools
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,11 @@ class LayerNorm(nn.Module):
 
     epsilon: float = 1e-6
     sequence_parallel: bool = False
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,7 +48,11 @@ class RMSNorm(nn.Module):
 
     epsilon: float = 1e-6
     sequence_parallel: bool = False
-    takes_cut: ClassVar[bool] = True
+
+    @property
+    def takes_cut(self) -> bool:
+        """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
+        return self.sequence_parallel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

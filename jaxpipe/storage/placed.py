@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import JaxpipeError
+from jaxpipe.gather import row as gathered_row
+from jaxpipe.gather import spans_processes
 from jaxpipe.mesh import DATA, PIPE, TENSOR
 from jaxpipe.spec import describe, is_traced
 from jaxpipe.storage.layout import Cut, Layout
@@ -125,8 +128,12 @@ def place(layout: Layout, mesh: Mesh, logical: PyTree) -> Placed:
 
 
 def logical(placed: Placed) -> PyTree:
-    """The logical tree of placed arrays: NumPy leaves on the host, tracers inside `jax.jit`."""
+    """The logical tree of placed arrays: NumPy leaves on the host, tracers inside `jax.jit`.
+
+    Where the arrays span processes, all of them call it together, and each gets everything.
+    """
     layout, shared = placed.layout, iter(placed.shared)
+    gathered = functools.cache(lambda name, rank: gathered_row(placed.buffers[name], rank))
 
     @functools.cache
     def whole_row(name: str, rank: int, tensor: int) -> Any:
@@ -136,7 +143,7 @@ def logical(placed: Placed) -> PyTree:
         rows = []
         for part in places:
             place = tuple((where | {DATA: part})[axis] for axis in axes(layout, name))
-            rows.append(_row(placed.buffers[name], name, place).reshape(-1))
+            rows.append(_row(placed.buffers[name], name, place, gathered).reshape(-1))
         join = jnp.concatenate if is_traced(rows[0]) else np.concatenate
         return (join(rows) if len(rows) > 1 else rows[0]).reshape(spec.parts, -1)
 
@@ -159,16 +166,20 @@ def logical(placed: Placed) -> PyTree:
     return jax.tree.unflatten(layout.treedef, out)
 
 
-def _row(buffer: Any, name: str, place: tuple[int, ...]) -> Any:
+def _row(
+    buffer: Any, name: str, place: tuple[int, ...], gathered: Callable[[str, int], Any]
+) -> Any:
     """A row of a buffer, of the rank and so on that `place` says."""
     if is_traced(buffer) or not isinstance(buffer, jax.Array):
         return buffer[place]
+    if spans_processes(buffer):
+        return gathered(name, place[0])[place[1:]]
     for shard in buffer.addressable_shards:
         starts = [s.indices(n)[:2] for s, n in zip(shard.index, buffer.shape, strict=True)]
         here = list(zip(place, starts, strict=False))
         if all(start <= at < stop for at, (start, stop) in here):
             return np.asarray(shard.data)[tuple(at - start for at, (start, _) in here)]
-    raise JaxpipeError(f"{name}{list(place)} is on another process; gather it there.")
+    raise JaxpipeError(f"{name}{list(place)} is on no device of this process.")
 
 
 def _counts(layout: Layout, name: str) -> tuple[int, ...]:

@@ -1,0 +1,87 @@
+"""All processes of a run, as one of them sees them."""
+
+from collections.abc import Mapping
+
+from jaxpipe.errors import MeshError, ProcessError
+from jaxpipe.processes.facts import differences
+from jaxpipe.processes.member import Member
+
+
+class Processes:
+    """This process and the others; it may be the only one.
+
+    Attributes:
+      index: of this process, from 0.
+      count: how many there are.
+    """
+
+    def __init__(self, member: Member | None = None, patience: float = 300.0) -> None:
+        """The group that a member belongs to; without one, a group of one.
+
+        Args:
+          member: this process.
+          patience: seconds to wait for others where all have to come.
+        """
+        self._member, self._patience, self._compared = member, patience, 0
+        self.index = 0 if member is None else member.place.index
+        self.count = 1 if member is None else member.place.count
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes files."""
+        return self.index == 0
+
+    def share(self, num_devices: int) -> int:
+        """How many of all devices are this process's.
+
+        Raises:
+          MeshError: they cannot be shared evenly.
+        """
+        if num_devices % self.count:
+            raise MeshError(
+                f"{num_devices} devices cannot be shared by {self.count} processes; expected a"
+                f" multiple of {self.count}. Change pipeline.ranks x pipeline.data, or the number"
+                " of processes."
+            )
+        return num_devices // self.count
+
+    def compare(self, facts: Mapping[str, str]) -> None:
+        """Waits until all processes are here, and compares what each says; all call it together.
+
+        Raises:
+          ProcessError: they differ; says which process in what. What most processes have is
+            expected, or else what process 0 has.
+        """
+        if self._member is None:
+            return
+        self._compared += 1
+        # A process that still reads its text, or makes its model, is late but not lost.
+        everybody = self._member.gather(
+            f"compare {self._compared}",
+            dict(facts),
+            timeout=self._patience,
+            why=f"did not come within {self._patience:g} s to where the others wait",
+        )
+        found = differences(everybody)
+        if found:
+            lines = "\n  ".join(found)
+            raise ProcessError(
+                f"the processes do not run the same thing:\n  {lines}\nStart all of them with the"
+                " same code, packages, text and configuration."
+            )
+
+    def wait(self) -> None:
+        """Waits until all processes are here; all call it together."""
+        self.compare({})
+
+    def stop_together(self, asked: bool) -> bool:
+        """Whether all are to stop now. All call it once after each step.
+
+        Args:
+          asked: whether this process was asked to stop. If any one was, all get True after the
+            same step.
+        """
+        return asked if self._member is None else self._member.stop_together(asked)
+
+
+ALONE = Processes()

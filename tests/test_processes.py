@@ -1,0 +1,442 @@
+"""Many processes: real ones, on one machine, that train the same, and that end together."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import one_of_many
+import pytest
+import yaml
+
+from jaxpipe import cli
+from jaxpipe.cli.train import Train
+from jaxpipe.errors import ProcessError
+from jaxpipe.processes import Launch, start_processes
+from jaxpipe.processes.facts import differences
+from jaxpipe.processes.launch import ADDRESS, Place, find_place
+
+REPOSITORY = Path(__file__).parents[1]
+SHIPPED = REPOSITORY / "configs" / "gpt-stdlib.yaml"
+CHILD = [sys.executable, str(REPOSITORY / "tests" / "one_of_many.py")]
+PATIENCE = 200  # seconds for anything that compiles, on cores that are busy with other things
+AT_ONCE = 5  # seconds in which all end after one has failed
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class Run:
+    """Processes of one run, and what they have said."""
+
+    def __init__(self, folder: Path, count: int, command: Sequence[object], own=None, missing=0):
+        """Starts them but the missing ones; `own` has further arguments for single processes."""
+        self.folder = folder
+        shared = dict(
+            JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
+            JAX_NUM_PROCESSES=str(count + missing),
+            JAX_PLATFORMS="cpu",
+            PYTHONPATH=str(REPOSITORY),
+        )
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | shared
+        self.processes = []
+        for index in range(count):
+            arguments = [str(word) for word in (*command, *(own or {}).get(index, ()))]
+            own_environment = environment | {"JAX_PROCESS_ID": str(index)}
+            with (
+                self._file(index, "out").open("wb") as out,
+                self._file(index, "err").open("wb") as err,
+            ):
+                self.processes.append(
+                    subprocess.Popen(
+                        arguments, stdout=out, stderr=err, cwd=folder, env=own_environment
+                    )
+                )
+
+    def _file(self, index: int, kind: str) -> Path:
+        return self.folder / f"{index}.{kind}"
+
+    def out(self, index: int) -> list[str]:
+        lines = self._file(index, "out").read_text().splitlines()
+        return [line for line in lines if not line.startswith("[Gloo]")]
+
+    def err(self, index: int) -> str:
+        return self._file(index, "err").read_text()
+
+    def wait_for(self, line: str, index: int = 0, kind: str = "out") -> None:
+        deadline = time.monotonic() + PATIENCE
+        while line not in self._file(index, kind).read_text():
+            assert time.monotonic() < deadline, self.everything()
+            assert self.processes[index].poll() is None, self.everything()
+            time.sleep(0.02)
+
+    def codes(self, within: float = PATIENCE) -> list[int]:
+        """The exit codes, once all have ended."""
+        deadline = time.monotonic() + within
+        for process in self.processes:
+            try:
+                process.wait(max(0.01, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{within} s were not enough\n{self.everything()}")
+        return [process.returncode for process in self.processes]
+
+    def everything(self) -> str:
+        files = sorted(self.folder.glob("[0-9].*"))
+        return "\n".join(f"-- {file.name}\n{file.read_text()}" for file in files)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def run(tmp_path) -> Iterator:
+    started = []
+
+    def start(*arguments, **options) -> Run:
+        folder = tmp_path / f"run{len(started)}"
+        folder.mkdir()
+        started.append(Run(folder, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+FOR_EVER = [*CHILD, "as listed", 100_000, ""]
+
+
+def since(run: Run, index: int) -> float:
+    """Seconds since a process has begun to misbehave."""
+    [began] = [float(line.split()[1]) for line in run.out(index) if line.startswith("now ")]
+    return time.time() - began
+
+
+@pytest.fixture(scope="module")
+def of_one_process():
+    mesh = one_of_many.mesh_of("as listed", one_of_many.PIPE, one_of_many.DATA)
+    return one_of_many.results(one_of_many.build(mesh), 3, everything=True)
+
+
+@pytest.mark.parametrize(
+    ("order", "rows"),
+    [
+        ("as listed", [[0, 16]] * 4),  # a process has both copies of its rank
+        ("data outside", [[0, 8], [0, 8], [8, 16], [8, 16]]),  # both axes span processes
+    ],
+)
+def test_four_processes_give_what_one_gives_to_the_bit(run, tmp_path, of_one_process, order, rows):
+    file = tmp_path / "results.npz"
+    four = run(4, [*CHILD, order, 3, file])
+    assert four.codes() == [0] * 4, four.everything()
+    assert [json.loads(four.out(i)[-1]) for i in range(4)] == [
+        [i, *own] for i, own in enumerate(rows)
+    ]
+    with np.load(file) as found:
+        assert len(found.files) == len(of_one_process) or order == "as listed"
+        assert {"losses", "params['00_Embed']['embedding']"} <= set(found.files)
+        for name in found.files:
+            np.testing.assert_array_equal(found[name], of_one_process[name], err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_all_and_is_named(run, victim):
+    both = run(2, [*FOR_EVER, "none", -1, -1])
+    both.wait_for("step 5\n")
+    both.processes[victim].kill()
+    killed = time.monotonic()
+    codes = both.codes(within=AT_ONCE)
+    print(f"noticed after {time.monotonic() - killed:.2f} s")
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1, both.everything()
+    assert f"process {victim} is lost" in both.err(1 - victim)
+
+
+def test_a_process_without_a_sign_of_life_ends_all_and_is_named(run):
+    both = run(2, [*FOR_EVER, "none", -1, -1])
+    both.wait_for("step 5\n")
+    both.processes[1].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert both.processes[0].wait(timeout=5 + AT_ONCE) == 1, both.everything()
+    print(f"noticed after {time.monotonic() - stopped:.2f} s")
+    assert "process 1 is lost; it gave no sign of life for 5 s" in both.err(0)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_an_exception_ends_all_and_all_show_it(run, culprit):
+    both = run(2, [*FOR_EVER, "raise", culprit, 5])
+    assert both.codes() == [1, 1], both.everything()
+    seconds = since(both, culprit)
+    print(f"all ended after {seconds:.2f} s")
+    assert seconds < AT_ONCE
+    for index in range(2):
+        assert f"process {culprit} failed:\nTraceback" in both.err(index)
+        assert both.err(index).count("ZeroDivisionError: thrown on purpose") == 1
+    assert f"process {1 - culprit} ends with it" in both.err(1 - culprit)
+
+
+def test_leaving_early_is_no_success(run):
+    both = run(2, [*FOR_EVER, "exit", 1, 5])
+    assert both.codes() == [1, 1], both.everything()
+    seconds = since(both, 1)
+    print(f"all ended after {seconds:.2f} s")
+    assert seconds < AT_ONCE
+    assert all("process 1 left early" in both.err(index) for index in range(2))
+
+
+def test_leaving_together_is(run):
+    both = run(2, [*FOR_EVER, "exit", "all", 5])
+    assert both.codes() == [0, 0], both.everything()
+
+
+def test_whoever_does_not_come_is_named(run):
+    one = run(1, [*FOR_EVER, "alone", -1, -1], missing=2)
+    one.wait_for("processes 1, 2 did not come to localhost:", kind="err")
+    assert one.codes() == [1]
+
+
+def test_who_runs_something_else_is_refused(run):
+    both = run(2, [*CHILD], own={0: ["as listed", 1, ""], 1: ["data outside", 1, ""]})
+    assert both.codes() == [2, 2], both.everything()
+    for index in range(2):
+        assert (
+            "process 1: order: got data outside, expected as listed, as on process 0"
+            in both.err(index)
+        )
+
+
+# The trainer.
+
+
+@pytest.fixture
+def training(tmp_path) -> list[object]:
+    """A command line that trains something small on four devices."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"m{i}.py").write_text(f"def f{i}(x):\n    return x + {i**3}\n" * 20)
+    config = dict(
+        model=dict(layers=1, width=16, heads=2),
+        data=dict(directory=str(text), held_out_fraction=0.3, sequence_length=16),
+        optimizer=dict(warmup_steps=10),
+        pipeline=dict(ranks=2, data=2, microbatches=2),
+        trainer=dict(steps=400, log_interval=50, eval_batches=2, checkpoint_interval=200),
+        run=dict(directory=str(tmp_path / "runs")),
+    )
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return [sys.executable, "-m", "jaxpipe", "train", tmp_path / "config.yaml"]
+
+
+def metrics_of(folder: Path) -> dict[int, dict[str, float]]:
+    """What must not depend on time, by step."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        found.setdefault(json.loads(line)["step"], {}).update(json.loads(line))
+    passing = {"time", "seconds", "tokens_per_second"}
+    return {s: {k: v for k, v in m.items() if k not in passing} for s, m in found.items()}
+
+
+def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
+    alone = run(1, [*training, "--run.name", "alone"])
+    assert alone.codes() == [0], alone.everything()
+    both = run(2, [*training, "--run.name", "both"])
+    both.wait_for("step   1/400")
+    both.processes[1].send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert both.codes(within=60) == [130, 130], both.everything()
+    print(f"stopped after {time.monotonic() - asked:.2f} s")
+    assert "the same command goes on from the checkpoint" in both.out(0)[-1]
+    assert "stopping after this step" in both.err(1)
+    assert "process 1 was asked to stop" in both.err(0)
+    again = run(2, [*training, "--run.name", "both"])
+    assert again.codes() == [0, 0], again.everything()
+    assert "resuming from step" in "\n".join(again.out(0))
+    assert both.out(1) == again.out(1) == []
+    assert again.out(0)[-2] == alone.out(0)[-2]  # the held-out loss
+    one, two = (metrics_of(tmp_path / "runs" / name) for name in ("alone", "both"))
+    assert len(one) > 8
+    assert one.items() <= two.items()  # and evaluations where it was stopped
+    files = sorted(path.name.split(".")[0] for path in (tmp_path / "runs" / "both").iterdir())
+    assert files == ["checkpoints", "config", "events", "events", "metrics"]
+
+
+def test_another_configuration_on_one_process_is_refused(run, training):
+    both = run(2, training, own={1: ["--optimizer.learning-rate", "0.5"]})
+    assert both.codes() == [2, 2], both.everything()
+    expected = "optimizer.learning_rate: got 0.5, expected 0.003, as on process 0"
+    for index in range(2):
+        assert f"process 1: configuration: {expected}" in both.err(index)
+        assert both.out(index) == []
+
+
+# What launchers say.
+
+SLURM = dict(
+    SLURM_JOB_ID="4100", SLURM_STEP_NODELIST="gpu[07-08]", SLURM_STEP_TASKS_PER_NODE="4(x2)",
+    SLURM_NTASKS="8", SLURM_PROCID="5", SLURM_LOCALID="1",
+)  # fmt: skip
+OPEN_MPI = dict(
+    OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1", OMPI_COMM_WORLD_LOCAL_SIZE="2",
+    OMPI_COMM_WORLD_LOCAL_RANK="1", PMIX_NAMESPACE="prterun-x-1@1",
+)  # fmt: skip
+BY_HAND = dict(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (BY_HAND, ("a:1", 4, 3, None)),
+        (BY_HAND | {"JAX_NUM_PROCESSES": "1"}, None),
+        (SLURM, ("gpu07:61444", 8, 5, 1)),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, ("gpu07:61444", 8, 5, None)),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, ("gpu07:61444", 8, 5, None)),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "b:2"}, ("b:2", 8, 5, 1)),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # not by srun
+        (OPEN_MPI, ("localhost:62122", 2, 1, 1)),
+        ({"JOB_COMPLETION_INDEX": "2"}, None),  # perhaps a sweep
+        (
+            {"JOB_COMPLETION_INDEX": "2", "JAX_NUM_PROCESSES": "4"} | {ADDRESS: "j-0-0.j:80"},
+            ("j-0-0.j:80", 4, 2, None),
+        ),
+    ],
+)
+def test_the_launcher_says_who_is_who(environ, expected):
+    assert find_place(Launch(), environ) == (expected and Place(*expected))
+
+
+@pytest.mark.parametrize(
+    ("launch", "environ", "part"),
+    [
+        (Launch(count=2), {}, "set --processes.address (JAX_COORDINATOR_ADDRESS) and"),
+        (Launch(), OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "set --processes.address"),
+        (Launch(index=4), BY_HAND, "got process index 4 of 4; expected 0 to 3"),
+        (Launch("here"), BY_HAND, "got the address 'here' of process 0; expected HOST:PORT"),
+        (Launch(), BY_HAND | {"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID: got 'x'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(launch, environ, part):
+    with pytest.raises(ProcessError, match=re.escape(part)):
+        find_place(launch, environ)
+
+
+def test_a_wrong_address_is_said():
+    launch = Launch(f"localhost:{free_port()}", 2, 1, start_timeout=0.2)
+    with pytest.raises(ProcessError, match="process 1 of 2 cannot reach process 0"), \
+            start_processes(launch):  # fmt: skip
+        pass
+
+
+def test_another_service_at_the_address_is_no_process_of_ours():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer():
+            with other.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400\n")
+
+        threading.Thread(target=answer).start()
+        launch = Launch(f"localhost:{other.getsockname()[1]}", 2, 1, start_timeout=5)
+        with (
+            pytest.raises(ProcessError, match="another process of jaxpipe"),
+            start_processes(launch),
+        ):
+            pass
+
+
+def test_one_process_alone_needs_nothing():
+    with start_processes(Launch()) as processes:
+        assert (processes.index, processes.count, processes.is_first) == (0, 1, True)
+        processes.compare({"anything": "at all"})
+        assert processes.share(3) == 3
+        assert processes.stop_together(True) and not processes.stop_together(False)
+
+
+def test_the_majority_is_right():
+    facts = [dict(seed="1", text="x"), dict(seed="2", text="x"), dict(seed="2", text="y")]
+    assert differences(facts) == [
+        "process 0: seed: got 1, expected 2, as on process 1",
+        "process 2: text: got y, expected x, as on process 0",
+    ]
+
+
+# What the documents and templates say.
+
+
+def test_the_readmes_line_trains_with_two_processes(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text()
+    [line] = re.findall(r"^```sh\n(export JAX_COORDINATOR_ADDRESS=.*?)^```$", readme, re.M | re.S)
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"m{i}.py").write_text(f"x = {i}\n" * 100)
+    smaller = (
+        "--model.layers 2 --model.width 16 --trainer.steps 2 --trainer.eval-batches 1"
+        f" --optimizer.warmup-steps 1 --data.sequence-length 16 --data.directory {text}"
+    )
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    command = tmp_path / "jaxpipe"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxpipe "$@" {smaller}\n')
+    command.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(
+        ["bash", "-c", line.replace("9876", str(free_port()))],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.count("after step 2") == 1
+    assert (tmp_path / "runs" / "gpt-stdlib" / "checkpoints" / "2").is_dir()
+
+
+LAUNCH = REPOSITORY / "examples" / "launch"
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "mpirun.sh"])
+def test_scripts_are_bash_and_start_a_run(name):
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+    text = (LAUNCH / name).read_text().replace("\\\n", "")
+    [options] = re.findall(r'^ *(?:srun|mpirun) .*jaxpipe train "\$1" (.*)$', text, re.M)
+    assert_options_exist(options)
+
+
+def test_the_jobset_starts_as_many_processes_as_it_says():
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    assert (jobset["kind"], jobset["apiVersion"]) == ("JobSet", "jobset.x-k8s.io/v1alpha2")
+    [job] = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    environ = {entry["name"]: entry["value"] for entry in container["env"]}
+    place = find_place(Launch(), environ | {"JOB_COMPLETION_INDEX": "3"})
+    name = jobset["metadata"]["name"]
+    assert place == Place(f"{name}-{job['name']}-0-0.{name}:9876", spec["completions"], 3, None)
+    assert spec["parallelism"] == spec["completions"]
+    assert spec["completionMode"] == "Indexed"
+    [command] = container["args"]
+    assert_options_exist(command.removeprefix("exec jaxpipe train configs/gpt-stdlib.yaml "))
+
+
+def assert_options_exist(options: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Train, "run", lambda self: 17)
+        assert cli.main(["train", str(SHIPPED), *options.split()]) == 17
+
+
+def test_every_template_is_tested():
+    assert sorted(path.name for path in LAUNCH.iterdir()) == [
+        "jobset.yaml", "mpirun.sh", "slurm.sbatch",
+    ]  # fmt: skip
