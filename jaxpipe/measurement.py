@@ -2,11 +2,12 @@
 
 import jax
 
+from jaxpipe.build import build_engine
 from jaxpipe.config import Config, validate
 from jaxpipe.data import read_corpus
 from jaxpipe.engine import Engine
 from jaxpipe.schedules import Timeline
-from jaxpipe.train import batches, build_engine, with_fingerprint
+from jaxpipe.train import batches, with_fingerprint
 
 
 def measure_steps(config: Config, num_steps: int) -> tuple[Engine, list[Timeline]]:

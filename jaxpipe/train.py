@@ -18,14 +18,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jaxpipe import nn
+from jaxpipe.build import build_engine, learning_rate
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import (
     Config,
-    OptimizerConfig,
-    PipelineConfig,
     Resume,
     RunDirectory,
     by_field,
@@ -33,9 +30,9 @@ from jaxpipe.config import (
     validate,
 )
 from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
-from jaxpipe.engine import Engine, initialize
-from jaxpipe.errors import ConfigError, MeshError
-from jaxpipe.mesh import describe_mesh, make_mesh
+from jaxpipe.engine import Engine
+from jaxpipe.errors import ConfigError
+from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import (
     Console,
     Diverged,
@@ -46,8 +43,6 @@ from jaxpipe.metrics import (
     TensorBoard,
     console_for,
 )
-from jaxpipe.model import PipelineModule
-from jaxpipe.models.gpt import GPTConfig, gpt
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.state import TrainState
 
@@ -191,72 +186,6 @@ def evaluate(engine: Engine, state: TrainState, batches: Sequence[Batch]) -> flo
     return sum(sums) / sum(weights)
 
 
-def build_engine(config: Config) -> Engine:
-    """The engine that a configuration describes.
-
-    Raises:
-      JaxpipeError: there are too few devices, or the model cannot be cut as asked.
-    """
-    pipeline = config.pipeline
-    _check_devices(pipeline)
-    network = GPTConfig(
-        vocab_size=256,
-        num_layers=config.model.layers,
-        width=config.model.width,
-        num_heads=config.model.heads,
-        sequence_length=config.data.sequence_length,
-        dropout=config.model.dropout,
-    )
-    model = PipelineModule(
-        layers=gpt(network),
-        loss_fn=nn.cross_entropy,
-        partition_method=pipeline.partition,
-        compute_dtype=jnp.dtype(pipeline.compute_dtype),
-    )
-    return initialize(
-        model,
-        mesh=make_mesh(pipe=pipeline.ranks, data=pipeline.data),
-        optimizer=build_optimizer(config.optimizer, config.trainer.steps),
-        schedule=pipeline.schedule,
-        num_microbatches=pipeline.microbatches,
-        num_chunks=pipeline.chunks,
-        memory_limit=pipeline.memory_limit,
-        remat=pipeline.remat,
-    )
-
-
-def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping; only matrices decay."""
-    adamw = optax.adamw(
-        learning_rate(config, num_steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-    )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-
-
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """A function of the number of steps that are done: a line up, then a cosine down.
-
-    >>> rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4), num_steps=10)
-    >>> [round(float(rate(done)), 2) for done in (0, 3, 4, 10)]
-    [0.2, 0.8, 1.0, 0.1]
-    """
-    warmup = config.warmup_steps
-    return optax.warmup_cosine_decay_schedule(
-        # From one part, not from nothing: the first step is to count.
-        init_value=config.learning_rate / (warmup + 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(num_steps, warmup + 1),
-        end_value=config.learning_rate * config.final_fraction,
-    )
-
-
 def with_fingerprint(config: Config, corpus: Corpus) -> Config:
     """The configuration with the text's hash filled in.
 
@@ -270,16 +199,6 @@ def with_fingerprint(config: Config, corpus: Corpus) -> Config:
             " files that have changed. Set it to null to train on this text."
         )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, fingerprint=found))
-
-
-def _check_devices(pipeline: PipelineConfig) -> None:
-    needed, devices = pipeline.ranks * pipeline.data, jax.devices()
-    if len(devices) < needed:
-        raise MeshError(
-            f"pipeline.ranks x pipeline.data = {pipeline.ranks} x {pipeline.data} needs {needed}"
-            f" devices; there are {len(devices)} ({devices[0].platform}). Use fewer ranks, or set"
-            " JAX_PLATFORMS=cpu to simulate them."
-        )
 
 
 def _first_state(
@@ -311,6 +230,7 @@ def _reporting(
             tokens_per_step=trainer.batch_size * config.data.sequence_length,
             log_interval=trainer.log_interval,
             learning_rates=np.asarray(rates).tolist(),
+            most_skipped=trainer.most_skipped,
         )
 
 

@@ -34,6 +34,7 @@ engine
 nn
 models checkpoint data metrics
 config
+build
 train
 measurement
 cli

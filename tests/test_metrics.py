@@ -205,7 +205,7 @@ def test_each_step_reads_the_step_before():
     log, sink = [], Memory()
     report = a_report(sink)
     for step, expected in [(1, [1.0]), (2, [1.0]), (3, [1.0, 2.0]), (4, [1.0, 2.0, 3.0])]:
-        report.step(step, {"loss": Lazy(float(step), log), "grad_norm": 0.5})
+        report.step(step, {"loss": Lazy(float(step), log), "grad_norm": 0.5, "skipped": 0})
         assert log == expected  # the first is read at once: it compiles
     with report.paused():
         assert log == [1.0, 2.0, 3.0, 4.0]
@@ -230,7 +230,7 @@ def test_lines_come_at_their_interval():
     sink = Memory()
     report = a_report(sink, log_interval=3)
     for step in range(1, 9):
-        report.step(step, {"loss": 1.0, "grad_norm": 0.5})
+        report.step(step, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
     report.flush()
     assert [step for step, _ in sink.written] == [1, 3, 6]
 
@@ -239,10 +239,10 @@ def test_lines_come_at_their_interval():
 def test_a_loss_that_is_not_finite_is_written_and_raised_with_its_step(loss):
     sink = Memory()
     report = a_report(sink, log_interval=5)
-    report.step(1, {"loss": 1.0, "grad_norm": 0.5})
-    report.step(2, {"loss": loss, "grad_norm": 0.5})
+    report.step(1, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
+    report.step(2, {"loss": loss, "grad_norm": 0.5, "skipped": 1})
     with pytest.raises(Diverged, match=f"step 2 is {loss}"):
-        report.step(3, {"loss": 1.0, "grad_norm": 0.5})
+        report.step(3, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
     assert [step for step, _ in sink.written] == [1, 2]
 
 

@@ -19,6 +19,7 @@ import pytest
 from jax.sharding import Mesh, SingleDeviceSharding
 
 import jaxpipe as jp
+from jaxpipe.build import build_optimizer, learning_rate
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import (
     Config,
@@ -34,7 +35,7 @@ from jaxpipe.data import read_corpus
 from jaxpipe.engine import Engine
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import Diverged, PlainConsole
-from jaxpipe.train import build_optimizer, learning_rate, train, with_fingerprint
+from jaxpipe.train import train, with_fingerprint
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -53,11 +54,15 @@ class PretendedEngine(NamedTuple):
     local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
-def pretended(nan_at=None, eval_nan_at=None):
+def pretended(nan_at=None, eval_nan_at=None, skipped=1):
     def train_batch(state, batch):
         step, total = state["step"] + 1, state["total"] * 0.9 + batch["inputs"].mean()
         loss = jnp.where(step == (nan_at or -1), jnp.nan, total / 100)
-        return {"step": step, "total": total}, {"loss": loss, "grad_norm": total / 50}
+        return {"step": step, "total": total}, {
+            "loss": loss,
+            "grad_norm": total / 50,
+            "skipped": 0 if jnp.isfinite(loss) else skipped,
+        }
 
     def eval_batch(state, batch):
         loss = jnp.where(state["step"] == (eval_nan_at or -1), jnp.nan, batch["inputs"].mean())
@@ -96,6 +101,7 @@ def a_config(tmp_path, name="run", **trainer):
         "eval_interval": 3,
         "eval_batches": 2,
         "checkpoint_interval": 2,
+        "most_skipped": 0,
     }
     return Config(
         data=DataConfig(str(tmp_path / "text"), held_out_fraction=0.3, sequence_length=16),
@@ -228,6 +234,19 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
     assert max(saved_steps(config), default=0) == good
     lines = [line for line in lines_of(config) if "loss" in line]
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
+
+
+def test_steps_that_may_be_skipped_are_written_and_training_goes_on(tmp_path, text):
+    config = a_config(tmp_path, log_interval=8, most_skipped=2)
+    outcome, printed = trained(config, pretended(nan_at=5, skipped=2))
+    assert (outcome.ending, outcome.step) == ("finished", 8)
+    (line,) = [line for line in lines_of(config) if "skipped" in line]
+    assert (line["step"], line["loss"], line["skipped"]) == (5, None, 2)
+    assert "skipped 2" in printed
+    with pytest.raises(
+        Diverged, match="of step 5 is nan, and neither were those of 2 steps before"
+    ):
+        trained(a_config(tmp_path, "other", most_skipped=2), pretended(nan_at=5, skipped=3))
 
 
 def test_a_state_with_a_nan_held_out_loss_is_not_saved(tmp_path, text):

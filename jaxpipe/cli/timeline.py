@@ -35,7 +35,7 @@ class DrawTimeline:
         """Measures, draws, prints what ops cost, and returns the exit code."""
         self._check()
         config = validate(self.config)
-        simulate_devices(config.pipeline.ranks * config.pipeline.data)
+        simulate_devices(config.pipeline.num_devices)
         from jaxpipe.measurement import measure_steps  # not before devices are simulated
 
         engine, found = measure_steps(config, self.steps)

@@ -39,7 +39,7 @@ class Train:
 
         try:
             with start_processes(self.processes) as processes:
-                simulate_devices(processes.share(config.pipeline.ranks * config.pipeline.data))
+                simulate_devices(processes.share(config.pipeline.num_devices))
                 return self._train(config, processes)
         except Diverged as error:
             print(f"jaxpipe: {error}", file=sys.stderr)

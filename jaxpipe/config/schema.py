@@ -7,19 +7,37 @@ file (`jaxpipe.config.read`) and the command line change single fields of it.
 from dataclasses import dataclass, field
 from typing import Literal
 
+VOCABULARY = 256  # bytes
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: a GPT that reads and predicts bytes (vocabulary 256)."""
+    """The network, which reads and predicts bytes (vocabulary 256)."""
 
+    network: Literal["gpt", "llama"] = "gpt"
+    """gpt; or llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
     layers: int = 8
     """Transformer blocks; with the embedding and the head the pipeline has this many layers + 2."""
     width: int = 128
     """Features per position; a multiple of heads."""
     heads: int = 4
     """Attention heads per block."""
+    kv_heads: int | None = None
+    """For llama: heads of keys and values, of which heads is a multiple; null: as many as heads."""
     dropout: float = 0.0
     """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
+    tied: bool = False
+    """Whether the output shares the embedding's vectors, although they lie on different ranks."""
+
+
+def kv_heads(model: ModelConfig) -> int:
+    """Heads of keys and values of a llama."""
+    return model.heads if model.kv_heads is None else model.kv_heads
+
+
+def hidden_features(model: ModelConfig) -> int:
+    """Of a llama's MLP: a multiple of 32 next to 8/3 of the width (arXiv:2302.13971, 2.2)."""
+    return -(-8 * model.width // 96) * 32
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,16 @@ class PipelineConfig:
     ranks: int = 4
     """Places in the pipeline, each with as many stages as the schedule has chunks."""
     data: int = 1
-    """Copies of the pipeline, each on its own part of a batch; devices = ranks x data."""
+    """Copies of the pipeline, each on its own part of a batch; devices = ranks x data x tensor."""
+    tensor: int = 1
+    """Devices that share each layer: its heads, hidden features and vocabulary."""
+    sequence_parallel: bool = False
+    """Whether these also share activations between layers, cut along time."""
+    zero: int = 0
+    """What copies share of a rank's state rather than each holding it (ZeRO): 0, nothing; 1, the
+    optimizer's state; 2, gradients too; 3, parameters too."""
+    zero_per: Literal["step", "use"] = "step"
+    """How often what is shared in stages 2 and 3 is put together: once a step, or at each use."""
     microbatches: int = 8
     """Parts that a batch passes through the pipeline in."""
     schedule: str = "1f1b"
@@ -80,7 +107,13 @@ class PipelineConfig:
     remat: Literal["none", "full"] | int = "none"
     """What the backward recomputes: none, full, or all but every so many layers' inputs."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the activations; parameters and the optimizer stay float32."""
+    """Number format of the activations; parameters and the optimizer stay float32. float16 comes
+    with a loss scale."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the whole mesh."""
+        return self.ranks * self.data * self.tensor
 
 
 @dataclass(frozen=True)
@@ -103,6 +136,8 @@ class TrainerConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk, at least 2."""
+    most_skipped: int = 20
+    """Steps in a row that may be skipped for gradients that are not finite; one more ends it."""
 
 
 @dataclass(frozen=True)

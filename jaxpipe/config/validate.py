@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from jaxpipe.config.schema import Config, PipelineConfig
+from jaxpipe.config.schema import VOCABULARY, Config, PipelineConfig, kv_heads
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
 from jaxpipe.partition import METHODS, LayerCost, partition
 from jaxpipe.schedules import AUTO, MOST_CHUNKS, NAMES, by_name, placements
@@ -25,6 +25,7 @@ def validate(config: Config) -> Config:
         *_ranges(config),
         *_model(config),
         *_batch(config),
+        *_tensor(config),
         *_schedule(config.pipeline),
         *_partition(config),
         *_run(config),
@@ -54,6 +55,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "data.sequence_length": data.sequence_length,
         "pipeline.ranks": pipeline.ranks,
         "pipeline.data": pipeline.data,
+        "pipeline.tensor": pipeline.tensor,
         "pipeline.microbatches": pipeline.microbatches,
         "trainer.steps": trainer.steps,
         "trainer.batch_size": trainer.batch_size,
@@ -70,6 +72,8 @@ def _ranges(config: Config) -> Iterator[str]:
             f"trainer.keep_checkpoints: got {trainer.keep_checkpoints}, expected at least 2: with"
             " one, a disk that fills up while it is replaced leaves none."
         )
+    if trainer.most_skipped < 0:
+        yield f"trainer.most_skipped: got {trainer.most_skipped}, expected 0 or more."
     if not 0 <= trainer.seed < 2**32:
         yield f"trainer.seed: got {trainer.seed}, expected 0 to 2**32 - 1."
     if isinstance(pipeline.remat, int) and pipeline.remat < 1:
@@ -126,6 +130,49 @@ def _batch(config: Config) -> Iterator[str]:
         yield (
             f"trainer.batch_size: got {size}, which is no multiple of pipeline.microbatches x"
             f" pipeline.data = {microbatches} x {data} = {parts}; try {near}."
+        )
+
+
+def _tensor(config: Config) -> Iterator[str]:
+    """What several devices share must divide."""
+    model, pipeline, tensor = config.model, config.pipeline, config.pipeline.tensor
+    heads = kv_heads(model) if model.network == "llama" else model.heads
+    if model.kv_heads is not None and model.network != "llama":
+        yield f"model.kv_heads: got {model.kv_heads}; only llama has them. Set it to null."
+    elif min(heads, model.heads) > 0 and model.heads % heads:
+        near = " or ".join(map(str, nearest_multiples(model.heads, heads)))
+        yield (
+            f"model.heads: got {model.heads}, no multiple of model.kv_heads = {heads}; try {near}."
+        )
+    elif (
+        model.network == "llama"
+        and min(heads, model.width) > 0
+        and (model.width % (2 * model.heads))
+    ):
+        near = " or ".join(map(str, nearest_multiples(model.width, 2 * model.heads)))
+        yield (
+            f"model.width: got {model.width}; llama's rotary positions take an even number of"
+            f" features for each of {model.heads} heads; try {near}."
+        )
+    shared = {
+        ("model.kv_heads" if model.network == "llama" else "model.heads"): heads,
+        "the vocabulary of bytes": VOCABULARY,
+    }
+    if pipeline.sequence_parallel:
+        shared["data.sequence_length"] = config.data.sequence_length
+    for name, number in shared.items():
+        if tensor > 0 and number > 0 and number % tensor:
+            near = " or ".join(map(str, nearest_multiples(number, tensor)))
+            yield (
+                f"pipeline.tensor: got {tensor}, which does not divide {name}, {number}; use"
+                f" another, or {near} for {name}."
+            )
+    if pipeline.zero not in (0, 1, 2, 3):
+        yield f"pipeline.zero: got {pipeline.zero}, expected 0, 1, 2 or 3."
+    elif pipeline.zero_per == "use" and pipeline.zero < 2:
+        yield (
+            f"pipeline.zero_per: got 'use' with pipeline.zero = {pipeline.zero}, which shares"
+            " nothing that is used within a step; use zero 2 or 3, or 'step'."
         )
 
 
@@ -198,8 +245,12 @@ def _partition(config: Config) -> Iterator[str]:
 
 
 def num_layers(config: Config) -> int:
-    """Layers of the pipeline: the embedding, the blocks and the head."""
-    return config.model.layers + 2
+    """Layers of the pipeline: the embedding, the blocks and the head.
+
+    Where these are tied, norms and positions are layers of their own.
+    """
+    more = 0 if not config.model.tied else 2 if config.model.network == "gpt" else 1
+    return config.model.layers + 2 + more
 
 
 def _run(config: Config) -> Iterator[str]:

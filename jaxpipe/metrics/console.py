@@ -22,6 +22,8 @@ _FORMATS = {
     "held_out_loss": "held-out loss {:.4f}",
     "learning_rate": "lr {:.2e}",
     "grad_norm": "grad norm {:.3f}",
+    "loss_scale": "loss scale {:g}",
+    "skipped": "skipped {:.0f}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 

@@ -12,7 +12,7 @@ from jaxpipe.metrics.throughput import Throughput
 
 
 class Diverged(FloatingPointError):
-    """A loss that is not a number, or infinite."""
+    """Losses or gradients that are not numbers, or infinite."""
 
     exit_code = 3
 
@@ -32,6 +32,7 @@ class Report:
         tokens_per_step: int,
         log_interval: int,
         learning_rates: Sequence[float],
+        most_skipped: int = 0,
     ) -> None:
         """Starts the clock.
 
@@ -42,19 +43,20 @@ class Report:
           tokens_per_step: for the speed.
           log_interval: steps between two lines.
           learning_rates: of each step, the first one's first.
+          most_skipped: how many steps in a row may have been skipped.
         """
         self._console, self._sinks = console, sinks
         self._tokens_per_step, self._log_interval = tokens_per_step, log_interval
-        self._learning_rates = learning_rates
+        self._learning_rates, self._most_skipped = learning_rates, most_skipped
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes a step's metrics, scalars on a device ("loss", "grad_norm"); reads the last ones.
+        """Takes a step's metrics, scalars on a device as engines give them; reads the last ones.
 
         Raises:
-          Diverged: the loss of the step before is not finite.
+          Diverged: too many steps up to the one before were skipped.
         """
         self.flush()
         self._pending = (step, metrics)
@@ -67,19 +69,25 @@ class Report:
         """Reads the newest step's metrics, too.
 
         Raises:
-          Diverged: its loss is not finite.
+          Diverged: too many steps up to it were skipped, their loss or gradients not being finite.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        loss = float(metrics["loss"])
+        loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
         self._console.advance(step, loss)
         if self._throughput is not None:
             self._throughput.add(self._tokens_per_step)
-        if step % self._log_interval == 0 or self._throughput is None or not math.isfinite(loss):
-            self._log(step, loss, float(metrics["grad_norm"]))
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss of step {step} is {loss}")
+        if step % self._log_interval == 0 or self._throughput is None or skipped:
+            self._log(step, loss, metrics)
+        if skipped > self._most_skipped:
+            what = (
+                "gradients of step {} are not finite"
+                if math.isfinite(loss)
+                else "loss of step {} is {}"
+            )
+            row = f", and neither were those of {skipped - 1} steps before" if skipped > 1 else ""
+            raise Diverged("the " + what.format(step, loss) + row)
 
     def held_out(self, step: int, loss: float, **others: float) -> None:
         """Takes the loss on held-out text after a step, and what it is to be compared with.
@@ -98,12 +106,15 @@ class Report:
         with self._throughput.paused() if self._throughput is not None else nullcontext():
             yield
 
-    def _log(self, step: int, loss: float, grad_norm: float) -> None:
+    def _log(self, step: int, loss: float, metrics: Mapping[str, Any]) -> None:
         scalars = {
             "loss": loss,
             "learning_rate": float(self._learning_rates[step - 1]),
-            "grad_norm": grad_norm,
+            "grad_norm": float(metrics["grad_norm"]),
         }
+        scalars |= {name: float(metrics[name]) for name in ("loss_scale",) if name in metrics}
+        if int(metrics["skipped"]):
+            scalars["skipped"] = float(metrics["skipped"])
         if self._throughput is not None:
             scalars["tokens_per_second"] = self._throughput.read()
         self._write(step, {**scalars, "seconds": self._seconds()})

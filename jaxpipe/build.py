@@ -1,0 +1,104 @@
+"""From a configuration to an engine: the network, the mesh, the optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpipe import nn
+from jaxpipe.config import Config, OptimizerConfig, PipelineConfig
+from jaxpipe.config.schema import VOCABULARY, hidden_features, kv_heads
+from jaxpipe.engine import Engine, initialize
+from jaxpipe.errors import MeshError
+from jaxpipe.layers import LayerSpec
+from jaxpipe.mesh import make_mesh
+from jaxpipe.model import PipelineModule
+from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
+from jaxpipe.zero import Zero
+
+
+def build_engine(config: Config) -> Engine:
+    """The engine that a configuration describes.
+
+    Raises:
+      JaxpipeError: there are too few devices, or the model cannot be cut as asked.
+    """
+    pipeline = config.pipeline
+    _check_devices(pipeline)
+    model = PipelineModule(
+        layers=build_layers(config),
+        loss_fn=nn.cross_entropy,
+        partition_method=pipeline.partition,
+        compute_dtype=jnp.dtype(pipeline.compute_dtype),
+    )
+    return initialize(
+        model,
+        mesh=make_mesh(pipe=pipeline.ranks, data=pipeline.data, tensor=pipeline.tensor),
+        optimizer=build_optimizer(config.optimizer, config.trainer.steps),
+        schedule=pipeline.schedule,
+        num_microbatches=pipeline.microbatches,
+        num_chunks=pipeline.chunks,
+        memory_limit=pipeline.memory_limit,
+        remat=pipeline.remat,
+        zero=Zero(pipeline.zero, per=pipeline.zero_per),
+    )
+
+
+def build_layers(config: Config) -> list[LayerSpec]:
+    """The network that a configuration describes, as layers."""
+    model = config.model
+    shared: Any = dict(
+        vocab_size=VOCABULARY,
+        num_layers=model.layers,
+        width=model.width,
+        num_heads=model.heads,
+        dropout=model.dropout,
+        tied=model.tied,
+        sequence_parallel=config.pipeline.sequence_parallel,
+    )
+    if model.network == "gpt":
+        return gpt(GPTConfig(sequence_length=config.data.sequence_length, **shared))
+    return llama(LlamaConfig(num_kv_heads=kv_heads(model), hidden=hidden_features(model), **shared))
+
+
+def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping; only matrices decay."""
+    adamw = optax.adamw(
+        learning_rate(config, num_steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """A function of the number of steps that are done: a line up, then a cosine down.
+
+    >>> rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4), num_steps=10)
+    >>> [round(float(rate(done)), 2) for done in (0, 3, 4, 10)]
+    [0.2, 0.8, 1.0, 0.1]
+    """
+    warmup = config.warmup_steps
+    return optax.warmup_cosine_decay_schedule(
+        # From one part, not from nothing: the first step is to count.
+        init_value=config.learning_rate / (warmup + 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(num_steps, warmup + 1),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+
+
+def _check_devices(pipeline: PipelineConfig) -> None:
+    needed, devices = pipeline.num_devices, jax.devices()
+    if len(devices) < needed:
+        raise MeshError(
+            f"pipeline.ranks x data x tensor = {pipeline.ranks} x {pipeline.data} x"
+            f" {pipeline.tensor} needs {needed} devices; there are {len(devices)}"
+            f" ({devices[0].platform}). Use fewer, or set JAX_PLATFORMS=cpu to simulate them."
+        )
