@@ -1,6 +1,7 @@
 """jaxpipe: pipeline-parallel training in plain JAX, any schedule in one jitted program."""
 
 from jaxpipe import losses as losses
+from jaxpipe import nn as nn
 from jaxpipe import schedules as schedules
 from jaxpipe.engine import Engine as Engine
 from jaxpipe.engine import initialize as initialize

@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from zoo import largest_error
 
 import jaxpipe as jp
 from jaxpipe import tensor
+from jaxpipe.errors import LayerError, LossError
+from jaxpipe.models import GPTConfig, gpt
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 CUT = P(None, "tensor")
@@ -92,3 +96,75 @@ def test_gradients_are_those_of_whole_arrays(way: str, ranks: int):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(X, up, down), want
     )
+
+
+# --- Layers in an engine -------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(0).integers(0, 16, (8, 9), np.int32)
+BATCH = dict(inputs=TOKENS[:, :-1], targets=TOKENS[:, 1:])
+
+
+def engine(layers: Any, loss: Any = jp.nn.cross_entropy, **mesh: int) -> jp.Engine:
+    model = jp.PipelineModule(layers, loss)
+    return jp.initialize(model, mesh=jp.make_mesh(**mesh), num_microbatches=2)
+
+
+def network(**settings: Any) -> list[Any]:
+    sizes: Any = dict(vocab_size=16, width=16, num_layers=2, num_heads=4, sequence_length=8)
+    return list(gpt(GPTConfig(**(sizes | settings))))
+
+
+class Scaled(flax.Module):
+    """A layer of a user's own, with Flax's own box around a cut parameter."""
+
+    @flax.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        boxed = flax.with_partitioning(flax.initializers.normal(1.0), (None, "tensor"))
+        kernel = self.param("kernel", boxed, (16, 32 // tensor.size()))
+        back = self.param(
+            "back", flax.with_partitioning(flax.initializers.normal(0.1), ("tensor", None)),
+            (32 // tensor.size(), 16),
+        )  # fmt: skip
+        return x + tensor.sum_up(jnp.tanh(tensor.fan_out(x) @ kernel) @ back)
+
+
+def test_layers_of_ones_own_run_beside_those_that_share():
+    layers = network()
+    layers.insert(2, jp.LayerSpec(flax.Dense, 16))
+    layers.insert(1, jp.LayerSpec(Scaled))
+    run = engine(layers, pipe=2, tensor=2)
+    state = run.init(jax.random.key(0), BATCH)
+    model = jp.PipelineModule(layers, jp.nn.cross_entropy)
+    params = run.logical(state.params)
+    assert largest_error(params, model.init(jax.random.key(0), BATCH)) < 1e-6
+    loss, grads = run.value_and_grad(state.params, BATCH)
+    want_loss, want = jax.value_and_grad(model.loss)(params, BATCH)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    assert largest_error(run.logical(grads), want) < 1e-6
+
+
+def test_cut_values_go_only_to_those_who_take_them():
+    layers = network(sequence_parallel=True)
+    layers.insert(2, jp.LayerSpec(flax.Dense, 16, name="mine"))
+    with pytest.raises(LayerError, match=r"layer mine gets float32\[4,4,16\].*takes_cut"):
+        engine(layers, tensor=2).partition(BATCH)
+    with pytest.raises(LossError, match=r"the loss cross_entropy gets float32.*does not say"):
+        engine(network(), jp.losses.cross_entropy, tensor=2).partition(BATCH)
+    whole = [*network()[:-1], jp.LayerSpec(flax.Dense, 16)]
+    with pytest.raises(LossError, match="the loss cross_entropy takes what is cut"):
+        engine(whole, tensor=2).partition(BATCH)
+    mixed = [network()[0], *network(sequence_parallel=True)[1:]]
+    with pytest.raises(LayerError, match="01_Block takes what is cut"):
+        engine(mixed, tensor=2).partition(BATCH)
+
+
+def test_what_does_not_divide_is_named():
+    odd = flax.with_partitioning(flax.initializers.zeros, (None, "tensor"))
+    bias = jp.FunctionLayer(
+        lambda p, x: x + jnp.sum(p), lambda key, x: odd(key, (1, 3), jnp.float32), name="odd"
+    )
+    layers = [jp.LayerSpec(flax.Embed, 16, 16), bias, jp.LayerSpec(flax.Dense, 16)]
+    with pytest.raises(LayerError, match=r"layer odd: .*\(1, 3\).*dim 1, and tensor=2 does not"):
+        engine(layers, jp.losses.cross_entropy, tensor=2).partition(BATCH)
+    with pytest.raises(LayerError, match=r"Got .*4, expected a multiple of the 8 ranks"):
+        engine(network(), tensor=8).partition(BATCH)
