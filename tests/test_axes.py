@@ -18,17 +18,27 @@ from jaxpipe import nn
 from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
 
 VOCAB, TIME, MICROBATCHES = 16, 8, 3
-SIZES: Any = dict(vocab_size=VOCAB, width=16, num_layers=6, num_heads=4)
+SIZES: Any = dict(vocab_size=VOCAB, width=16, num_heads=4)
+
+
+def of_gpt(**settings: Any) -> Any:
+    return lambda blocks: gpt(
+        GPTConfig(**SIZES, num_layers=blocks, sequence_length=TIME, **settings)
+    )
+
+
+def of_llama(**settings: Any) -> Any:
+    return lambda blocks: llama(
+        LlamaConfig(**SIZES, num_layers=blocks, hidden=24, num_kv_heads=4, **settings)
+    )
+
+
 NETWORKS = {
-    "gpt": lambda: gpt(GPTConfig(**SIZES, sequence_length=TIME)),
-    "gpt tied": lambda: gpt(GPTConfig(**SIZES, sequence_length=TIME, tied=True)),
-    "gpt cut in time": lambda: gpt(
-        GPTConfig(**SIZES, sequence_length=TIME, sequence_parallel=True)
-    ),
-    "llama": lambda: llama(LlamaConfig(**SIZES, hidden=24, num_kv_heads=4)),
-    "llama tied, cut in time": lambda: llama(
-        LlamaConfig(**SIZES, hidden=24, num_kv_heads=4, tied=True, sequence_parallel=True)
-    ),
+    "gpt": of_gpt(),
+    "gpt tied": of_gpt(tied=True),
+    "gpt cut in time": of_gpt(sequence_parallel=True),
+    "llama": of_llama(),
+    "llama tied, cut in time": of_llama(tied=True, sequence_parallel=True),
 }
 ZEROS = {
     "0": jp.Zero(0),
@@ -96,7 +106,8 @@ def tokens(rows: int) -> dict[str, np.ndarray]:
 
 def check(case: Case) -> None:
     pipe, data, tensor = case.sizes
-    model = jp.PipelineModule(NETWORKS[case.network](), nn.cross_entropy)
+    stages = pipe * (2 if case.schedule == "interleaved" else 1)
+    model = jp.PipelineModule(NETWORKS[case.network](max(2, stages - 2)), nn.cross_entropy)
     batch = tokens(2 * data * MICROBATCHES)
     optimizer = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(1e-3, eps=1e-3, weight_decay=0.1)

@@ -286,7 +286,7 @@ def model_specs(model: jp.PipelineModule, written: list[Any], batch: Any) -> Any
     return specs
 
 
-@ranked
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_same_loss_and_gradients_on_several_ranks(name, variant, ranks):

@@ -135,7 +135,8 @@ def of_one_process():
 @pytest.mark.parametrize(
     ("order", "rows"),
     [
-        ("as listed", [[0, 16]] * 4),  # a process has both copies of its rank
+        # A process has both copies of its rank.
+        pytest.param("as listed", [[0, 16]] * 4, marks=pytest.mark.slow),
         ("data outside", [[0, 8], [0, 8], [8, 16], [8, 16]]),  # both axes span processes
     ],
 )

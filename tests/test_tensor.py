@@ -104,9 +104,12 @@ TOKENS = np.random.default_rng(0).integers(0, 16, (8, 9), np.int32)
 BATCH = dict(inputs=TOKENS[:, :-1], targets=TOKENS[:, 1:])
 
 
-def engine(layers: Any, loss: Any = jp.nn.cross_entropy, **mesh: int) -> jp.Engine:
+def engine(
+    layers: Any, loss: Any = jp.nn.cross_entropy, *, pipe: int = 1, tensor: int
+) -> jp.Engine:
     model = jp.PipelineModule(layers, loss)
-    return jp.initialize(model, mesh=jp.make_mesh(**mesh), num_microbatches=2)
+    mesh = jp.make_mesh(pipe=pipe, tensor=tensor)
+    return jp.initialize(model, mesh=mesh, num_microbatches=2)
 
 
 def network(**settings: Any) -> list[Any]:
@@ -120,8 +123,8 @@ class Scaled(flax.Module):
     @flax.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         boxed = flax.with_partitioning(flax.initializers.normal(1.0), (None, "tensor"))
-        kernel = self.param("kernel", boxed, (16, 32 // tensor.size()))
-        back = self.param(
+        kernel: Any = self.param("kernel", boxed, (16, 32 // tensor.size()))
+        back: Any = self.param(
             "back", flax.with_partitioning(flax.initializers.normal(0.1), ("tensor", None)),
             (32 // tensor.size(), 16),
         )  # fmt: skip

@@ -61,7 +61,7 @@ def pretended(nan_at=None, eval_nan_at=None, skipped=1):
         return {"step": step, "total": total}, {
             "loss": loss,
             "grad_norm": total / 50,
-            "skipped": 0 if jnp.isfinite(loss) else skipped,
+            "skipped": jnp.where(jnp.isfinite(loss), 0, skipped),
         }
 
     def eval_batch(state, batch):
@@ -349,6 +349,7 @@ def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):
     assert losses_of(folder) == losses  # bit by bit
 
     changes = ["--resume", "must", "--trainer.steps", "12", "--optimizer.learning-rate", "1e30"]
+    changes += ["--trainer.most-skipped", "0"]
     third = cli(tmp_path, *changes)
     assert third.returncode == 3, third.stderr
     assert "Traceback" not in third.stderr
