@@ -13,7 +13,7 @@ from jaxpipe.layers import Layer
 from jaxpipe.mesh import PIPE
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import Partition
-from jaxpipe.pieces import is_cut, own_piece
+from jaxpipe.pieces import own_piece
 from jaxpipe.storage import Home, Layout, write
 from jaxpipe.storage.parameters import leaves_of
 
@@ -92,5 +92,5 @@ class FreshRows:
         made = jaxprs.call(self._traced[layer.name], [key])
         for i, home, leaf in zip(self._indices[layer.name], homes, made, strict=True):
             cut = self._layout.held_cut(i)
-            write(rows, home, own_piece(leaf, cut) if is_cut(cut) else leaf)
+            write(rows, home, leaf if cut.is_whole else own_piece(leaf, cut))
         return rows

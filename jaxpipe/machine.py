@@ -169,15 +169,19 @@ class Machine:
             make = lambda: jax.jit(self._on_mesh(start, *trees))
             opt_state = self._once("optimizer.init", batch, make)(params)
         everywhere = NamedSharding(self._mesh, EVERYWHERE)
-        scaling = self._settings.loss_scale
-        fresh = (
-            jnp.int32(0),
-            jax.random.key_data(run_key),
-            jnp.int32(0),
-            scaling and scaling.start(),
+        return self._start(
+            jax.device_put(self._counters(run_key), everywhere), params, opt_state, run_key
         )
-        step, data, skipped, scale = jax.device_put(fresh, everywhere)
-        impl = str(jax.random.key_impl(run_key))
+
+    def _counters(self, key: jax.Array) -> Any:
+        """What a fresh state holds besides placed trees: step, key, skipped steps, loss scale."""
+        scaling = self._settings.loss_scale
+        scale = None if scaling is None else scaling.start()
+        return jnp.int32(0), jax.random.key_data(key), jnp.int32(0), scale
+
+    def _start(self, counters: Any, params: Placed, opt_state: Any, key: jax.Array) -> TrainState:
+        step, data, skipped, scale = counters
+        impl = str(jax.random.key_impl(key))
         return TrainState(step, params, opt_state, data, skipped, scale, impl)
 
     def _fresh(self, settled: Structure, key: jax.Array, batch: Batch) -> Placed:
@@ -208,19 +212,12 @@ class Machine:
     def abstract_state(self, batch: Batch) -> TrainState:  # noqa: D102
         settled = self._settled(batch)
         sharding = NamedSharding(self._mesh, EVERYWHERE)
-        key = jax.random.key(0)
-        data = jax.random.key_data(key)
-        opt, scaling = settled.optimizer, self._settings.loss_scale
+        key, optimizer = jax.random.key(0), settled.optimizer
         everywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return TrainState(
-            step=everywhere(jnp.int32(0)),
-            params=abstract_placed(settled.layout, self._mesh),
-            opt_state=None if opt is None else abstract_placed(opt.state, self._mesh),
-            key=everywhere(data),
-            skipped=everywhere(jnp.int32(0)),
-            loss_scale=jax.tree.map(everywhere, scaling and scaling.start()),
-            key_impl=str(jax.random.key_impl(key)),
-        )
+        counters = jax.tree.map(everywhere, jax.eval_shape(self._counters, key))
+        params = abstract_placed(settled.layout, self._mesh)
+        opt_state = None if optimizer is None else abstract_placed(optimizer.state, self._mesh)
+        return self._start(counters, params, opt_state, key)
 
     def value_and_grad(  # noqa: D102
         self,

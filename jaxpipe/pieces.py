@@ -82,11 +82,6 @@ class Term:
     axes: tuple[str, ...]
 
 
-def is_cut(cut: Cut) -> bool:
-    """Whether a device holds less than the whole array."""
-    return cut.num_parts > 1 or cut.num_tensor > 1
-
-
 def own_piece(x: Any, cut: Cut) -> jax.Array:
     """What this device holds of a value that each device has whole, or of a piece."""
     if isinstance(x, Piece):

@@ -22,7 +22,7 @@ from jaxpipe import jaxpr as jaxprs
 from jaxpipe.errors import OptimizerError
 from jaxpipe.executor.run import when, when_and_after
 from jaxpipe.mesh import PIPE
-from jaxpipe.pieces import Piece, evaluate, is_cut, own_piece, whole
+from jaxpipe.pieces import Piece, evaluate, own_piece, whole
 from jaxpipe.storage import Cut, Home, Layout, Placed, axes, read, write
 
 PyTree = Any
@@ -108,7 +108,7 @@ class Spread:
         self._out_leaves = [(k, i) for k, x in enumerate(outputs) for i in range(len(x.leaves))]
         self._analyse()
         self._meets = any(
-            is_cut(layout.held_cut(i))
+            not layout.held_cut(i).is_whole
             for layout in (*inputs, *outputs)
             for i in range(len(layout.leaves))
         )
@@ -268,7 +268,7 @@ class Spread:
                 values = self._evaluate(part, known, current, zero)
                 for value, (k, i), home in zip(values, part.places, homes, strict=True):
                     cut = self._outputs[k].held_cut(i)
-                    write(now[k], home, own_piece(value, cut) if is_cut(cut) else whole(value))
+                    write(now[k], home, whole(value) if cut.is_whole else own_piece(value, cut))
                 return {(k, buffer): now[k][buffer] for k, buffer in mine}
 
             here = jnp.isin(lax.axis_index(PIPE), jnp.array(ranks))
@@ -321,7 +321,7 @@ class Spread:
         env = dict(known)
         for (v, (k, i)), x in zip(part.reads, own, strict=True):
             cut = layouts[k].held_cut(i)
-            env[v] = Piece(x.reshape(-1), cut) if is_cut(cut) else x
+            env[v] = x if cut.is_whole else Piece(x.reshape(-1), cut)
         return evaluate(part.eqns, env, part.targets)
 
 

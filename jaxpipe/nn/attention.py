@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.errors import ConfigError
+from jaxpipe.nn.cut import share
 from jaxpipe.nn.dense import NORMAL, ColumnDense, RowDense
-from jaxpipe.nn.pieces import share
 from jaxpipe.nn.recompute import recomputed
 from jaxpipe.nn.rotary import positions_within, rotary_angles, rotate
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from jaxpipe import tensor
-from jaxpipe.nn.pieces import cut_param, is_cut
+from jaxpipe.nn.cut import cut_param, is_cut
 from jaxpipe.nn.recompute import recomputed
 
 Activation = Callable[..., jax.Array]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe import tensor
-from jaxpipe.nn.pieces import is_cut
+from jaxpipe.nn.cut import is_cut
 
 
 class Dropout(nn.Module):

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe import tensor
+from jaxpipe.nn.cut import check_time, cut_param, is_cut
 from jaxpipe.nn.dense import NORMAL, columns
-from jaxpipe.nn.pieces import check_time, cut_param, is_cut
 
 
 class Embedding(nn.Module):

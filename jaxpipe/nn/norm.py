@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpipe import tensor
-from jaxpipe.nn.pieces import is_cut
+from jaxpipe.nn.cut import is_cut
 from jaxpipe.nn.recompute import recomputed
 
 

@@ -93,6 +93,11 @@ class Cut:
         return -(-math.prod(self.piece) // self.num_parts)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one device has all of it."""
+        return self.num_parts == 1 and self.num_tensor == 1
+
+    @property
     def is_even(self) -> bool:
         """Whether no part is filled up."""
         return math.prod(self.piece) % self.num_parts == 0

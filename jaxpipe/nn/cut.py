@@ -12,7 +12,7 @@ from jaxpipe.errors import BatchError, ConfigError
 from jaxpipe.mesh import TENSOR
 
 
-class Cut(meta.Partitioned[Any]):
+class CutBox(meta.Partitioned[Any]):
     """A parameter that is cut over the `tensor` axis, in Flax's words.
 
     Opening it gives the array and nothing else: inside a pipeline, where every mesh axis is manual,
@@ -48,7 +48,7 @@ def cut_param(
     """
     local = [share(size, what) if i == dim else size for i, size in enumerate(shape)]
     names = tuple(TENSOR if i == dim else None for i in range(len(shape)))
-    boxed: Any = lambda *args: Cut(init(*args), names)
+    boxed: Any = lambda *args: CutBox(init(*args), names)
     return module.param(name, boxed, tuple(local))
 
 
