@@ -5,15 +5,18 @@ What a microbatch keeps is counted in bytes, as the executor will lay it out.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxpipe.backward import StageCode
 from jaxpipe.costs import flops
 from jaxpipe.errors import LayerError, PartitionError, ScheduleError
 from jaxpipe.executor.actions import left_packing, stash_packing
+from jaxpipe.mesh import traced_on
 from jaxpipe.schedules import (
     MOST_CHUNKS,
     Costs,
@@ -49,13 +52,13 @@ class Estimate:
     split: bool
 
     @classmethod
-    def of(cls, stages: Stages) -> "Estimate":
-        """Counts what the ops of each stage take and keep, from shapes alone."""
+    def of(cls, stages: Stages, mesh: Mesh) -> "Estimate":
+        """Counts what the ops of each stage take and keep on a device, from shapes alone."""
         try:
-            left, split = left_packing(stages.stations).bytes, True
+            left, split = traced_on(mesh, lambda: left_packing(stages.stations).bytes), True
         except LayerError:
             left, split = 0, False
-        work = [_work(s.code, split) for s in stages.stations if s.code is not None]
+        work = [_work(s.code, split, mesh) for s in stages.stations if s.code is not None]
         by_stage = [work[code] for code in stages.codes]
         costs: Any = {op: [one[op] for one in by_stage] for op in "FBIW"}
         return cls(Costs(**costs), stash_packing(stages.stations).bytes, left, split)
@@ -119,11 +122,12 @@ class Auto:
             )
         return cls(tuple(fit), num_microbatches, memory_limit, lockstep)
 
-    def find(self, build: Callable[[Sequence[int]], Stages]) -> Schedule:
+    def find(self, build: Callable[[Sequence[int]], Stages], mesh: Mesh) -> Schedule:
         """The fastest schedule within memory; of those as fast, the one with fewest stages.
 
         Args:
           build: traces the stages of a placement (stage -> rank).
+          mesh: whose axes they may name.
 
         Raises:
           ScheduleError: nothing fits into memory.
@@ -135,7 +139,7 @@ class Auto:
         for placement in self.placements:
             try:
                 if len(placement) not in estimates:
-                    estimates[len(placement)] = Estimate.of(build(placement))
+                    estimates[len(placement)] = Estimate.of(build(placement), mesh)
                 estimate = estimates[len(placement)]
                 limit = self._default(placement, estimate) if limit is None else limit
                 found += self._within(placement, estimate, limit)
@@ -182,20 +186,21 @@ class Auto:
             most *= limit / needed
 
 
-def _work(code: StageCode, split: bool) -> dict[str, float]:
+def _work(code: StageCode, split: bool, mesh: Mesh) -> dict[str, float]:
     """FLOPs of each op of a stage."""
-    plan = code.plan
+    plan, count = code.plan, functools.partial(flops, mesh=mesh)
     given: tuple[Any, ...] = (list(plan.weights), list(code.kept), plan.context)
     found = dict(
-        F=flops(code.forward, list(plan.weights), plan.x, plan.context),
-        B=flops(code.backward, *given, plan.dy),
+        F=count(code.forward, list(plan.weights), plan.x, plan.context),
+        B=count(code.backward, *given, plan.dy),
         I=0.0,
         W=0.0,
     )
     if split:
-        _, left = jax.eval_shape(code.input_backward, *given, plan.dy)
+        first = lambda: jax.eval_shape(code.input_backward, *given, plan.dy)
+        _, left = traced_on(mesh, first)
         found |= dict(
-            I=flops(code.input_backward, *given, plan.dy),
-            W=flops(code.weight_backward, *given, left),
+            I=count(code.input_backward, *given, plan.dy),
+            W=count(code.weight_backward, *given, left),
         )
     return found

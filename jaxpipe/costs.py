@@ -1,11 +1,13 @@
 """What each layer costs: parameters, FLOPs, and bytes to the next, from shapes alone."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe import jaxpr as jaxprs
+from jaxpipe.mesh import TENSOR, axis_size, traced_on
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import LayerCost
 from jaxpipe.spec import num_bytes, num_elements
@@ -34,26 +36,38 @@ def layer_costs(model: PipelineModule, outline: Outline) -> tuple[LayerCost, ...
     return tuple(costs)
 
 
-def flops(fn: Callable[..., Any], *args: PyTree) -> float:
+def flops(fn: Callable[..., Any], *args: PyTree, mesh: Mesh | None = None) -> float:
     """What a function of abstract `args` computes, by XLA's analysis before optimisation.
 
     XLA counts the body of a loop once; those of `lax.scan` count here as often as they run.
+
+    Args:
+      fn: the function.
+      *args: what it is given; on a mesh, on one device.
+      mesh: whose axes it may name.
     """
-    closed, _ = jaxprs.trace(fn, *args)
-    return _once(fn, *args) + _repeated(closed)
+    trace = lambda: jaxprs.trace(fn, *args)[0]
+    closed = trace() if mesh is None else traced_on(mesh, trace)
+    return _once(fn, args, mesh) + _repeated(closed, mesh)
 
 
-def _once(fn: Callable[..., Any], *args: PyTree) -> float:
+def _once(fn: Callable[..., Any], args: Sequence[PyTree], mesh: Mesh | None) -> float:
+    if mesh is not None and axis_size(mesh, TENSOR) > 1:
+        alike = PartitionSpec()
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=alike, out_specs=alike, check_vma=False)
+    # What was traced on a mesh says so, and XLA would take it for an array that lies there.
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     analysis: Any = jax.jit(fn).lower(*args).cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return float(analysis.get("flops", 0))
+    return max(0.0, float(analysis.get("flops", 0)))  # less than 0 where it does not know
 
 
-def _repeated(closed: jaxprs.ClosedJaxpr) -> float:
+def _repeated(closed: jaxprs.ClosedJaxpr, mesh: Mesh | None) -> float:
     """What the iterations of scans compute beyond one each."""
     total = 0.0
     for scan in jaxprs.loops(closed):
         run = lambda *args, body=scan.body: jaxprs.call(body, args)
-        once, more = _once(run, *jaxprs.input_specs(scan.body)), _repeated(scan.body)
+        once = _once(run, jaxprs.input_specs(scan.body), mesh)
+        more = _repeated(scan.body, mesh)
         total += (scan.length - 1) * once + scan.length * more
     return total

@@ -81,7 +81,12 @@ def axis_size(mesh: Mesh, axis: str) -> int:
 
 
 def traced_on(mesh: Mesh, fn: Callable[[], _T]) -> _T:
-    """`fn()` where the mesh's axes have names, as inside `shard_map`: to trace, not to compute."""
+    """`fn()` where the mesh's axes have names, as inside `shard_map`: to trace, not to compute.
+
+    Where nothing is shared over `tensor` no layer asks for them, and `fn` is called as it is.
+    """
+    if axis_size(mesh, TENSOR) == 1:
+        return fn()
     found: list[_T] = []
 
     def run() -> jax.Array:

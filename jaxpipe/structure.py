@@ -101,7 +101,7 @@ def settle(settings: Settings, outline: Outline) -> Structure:
         )  # fmt: skip
         return traced_on(mesh, stages)
 
-    table = wanted.find(trace) if isinstance(wanted, Auto) else wanted
+    table = wanted.find(trace, mesh) if isinstance(wanted, Auto) else wanted
     found, layout = cut(table.placement)
     optimizer = settings.optimizer and PlacedOptimizer(settings.optimizer, layout)
     return Structure(table, found, layout, local, optimizer)

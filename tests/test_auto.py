@@ -25,6 +25,8 @@ import jaxpipe as jp
 from jaxpipe.auto import Estimate
 from jaxpipe.costs import layer_costs
 from jaxpipe.errors import JaxpipeError, PartitionError, ScheduleError
+from jaxpipe.mesh import traced_on
+from jaxpipe.models import GPTConfig, gpt
 from jaxpipe.partition import partition
 from jaxpipe.schedules import NAMES, Lockstep, Op, Schedule, by_name, simulate, verify
 from jaxpipe.stages import Stages, build_stages
@@ -96,7 +98,7 @@ def test_every_function_of_the_engine_works_with_it(data: int):
 def test_it_is_as_fast_as_every_named_schedule_within_memory():
     model, batch = gentle(6), vectors(MICROBATCHES)
     found = found_for(model, batch, num_chunks=1)
-    known = Estimate.of(stages_of(model, batch, found))
+    known = Estimate.of(stages_of(model, batch, found), jp.make_mesh(pipe=RANKS))
     assert known.split
     lockstep = Lockstep("all", fuse=True)
     limit = (known.row + known.left) * RANKS
@@ -114,7 +116,7 @@ def test_it_is_as_fast_as_every_named_schedule_within_memory():
 def test_less_memory_is_kept_to():
     model, batch = linen(5), vectors(12)
     roomy = found_for(model, batch, num_chunks=1)
-    known = Estimate.of(stages_of(model, batch, roomy))
+    known = Estimate.of(stages_of(model, batch, roomy), jp.make_mesh(pipe=RANKS))
     for limit in (1.5 * known.row, 2.1 * known.row, known.row + known.left + 1):
         tight = engine_for(model, num_chunks=1, memory_limit=limit)
         program = tight.program(batch)
@@ -235,3 +237,29 @@ def test_mistakes_are_told_at_once(settings: dict[str, Any], part: str):
 
 def test_the_loop_that_will_run_is_the_one_that_is_simulated():
     assert engine_for(gentle(4)).lockstep == Lockstep("all", fuse=True)
+
+
+def test_it_counts_what_one_tensor_rank_computes():
+    config = GPTConfig(vocab_size=32, width=32, num_layers=2, num_heads=4, sequence_length=16)
+    model = jp.PipelineModule(gpt(config), jp.nn.cross_entropy)
+    ids = np.zeros((2 * MICROBATCHES, 16), np.int32)
+    batch, found = dict(inputs=ids, targets=ids), []
+    for tensor in (1, 2):
+        mesh = jp.make_mesh(pipe=2, tensor=tensor)
+        engine = jp.initialize(
+            model, mesh=mesh, schedule="auto", num_microbatches=MICROBATCHES, num_chunks=1
+        )
+        engine.partition(batch)
+        verify(engine.schedule)
+        outline = model.outline(jax.tree.map(lambda x: x[:2], batch))
+        local = model.outline_on(mesh, outline)
+        table = by_name("1f1b", 2, MICROBATCHES)
+        cut = partition(layer_costs(model, outline), 2, "parameters")
+        rank_of = [cut.stage_of(i) for i in range(len(model.layers))]
+        layout = parameter_layout(model.layers, outline, rank_of, 2, num_tensor=tensor)
+        build = lambda c=cut, t=table, y=layout, o=local: build_stages(
+            model, o, c, t.placement, y, train=True
+        )
+        found.append(Estimate.of(traced_on(mesh, build), mesh).costs)
+    for op in "FBIW":
+        assert 0.45 < sum(getattr(found[1], op)) / sum(getattr(found[0], op)) < 0.65, op
