@@ -1,5 +1,6 @@
 """Batches on their way to the devices: each process gives its own rows of them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ class Feed:
                 f"a batch of {size} cannot be cut over {self._num_data} data ranks; expected a"
                 f" multiple of {self._num_data}."
             )
-        own, part = self._own(), size // self._num_data
+        own, part = self._own, size // self._num_data
         return slice(own.start * part, own.stop * part)
 
     def abstract(self, batch: Batch) -> dict[str, PyTree]:
@@ -71,6 +72,7 @@ class Feed:
 
         return jax.tree.map(put, dict(batch))
 
+    @functools.cached_property
     def _own(self) -> range:
         """The places on `data` that this process has devices of."""
         grid, here = self._mesh.devices, jax.process_index()
@@ -101,7 +103,7 @@ class Feed:
     def _abstract(self, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = jnp.shape(leaf)
         if shape and self._is_part(leaf):
-            own = len(self._own())
+            own = len(self._own)
             if shape[0] % own:
                 raise BatchError(
                     f"a process's part of a batch has {shape[0]} rows for {own} data ranks;"

@@ -52,7 +52,7 @@ class Machine:
 
     def _settled(self, batch: Batch) -> Structure:
         if self._structure is None:
-            self._structure = settle(self._settings, self._outline(batch))
+            self._structure = settle(self._settings, self._outline(batch), self._local(batch))
         return self._structure
 
     def _once(self, what: str, batch: Batch, make: Callable[[], Any]) -> Any:

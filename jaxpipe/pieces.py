@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpipe import jaxpr as jaxprs
+from jaxpipe import tensor
 from jaxpipe.mesh import DATA, TENSOR
 from jaxpipe.storage import Cut, in_parts
+from jaxpipe.storage.parts import all_gather, take_own
 
 Var = Any
 
@@ -49,20 +51,16 @@ class Piece:
         """The array, gathered from the devices of this rank."""
         x, cut = self.value, self.cut
         if cut.num_parts > 1:
-            x = lax.all_gather(x, DATA, tiled=True)
-        size = jax.ShapeDtypeStruct(cut.piece, x.dtype).size
-        x = x[:size].reshape(cut.piece)
-        if cut.num_tensor > 1:
-            x = lax.all_gather(x, TENSOR, axis=cut.tensor_dim or 0, tiled=True)
-        return x
+            x = all_gather(x).reshape(-1)
+        x = x[: cut.size].reshape(cut.piece)
+        return x if cut.tensor_dim is None else tensor.join(x, cut.tensor_dim)
 
     def filled(self, value: Any) -> jax.Array:
         """This device's elements, with `value` in place of those that only fill up a part."""
         if self.cut.is_even:
             return self.value
-        size = jax.ShapeDtypeStruct(self.cut.piece, self.value.dtype).size
         place = lax.axis_index(DATA) * self.cut.part_size + jnp.arange(self.cut.part_size)
-        return jnp.where(place < size, self.value, jnp.asarray(value, self.value.dtype))
+        return jnp.where(place < self.cut.size, self.value, jnp.asarray(value, self.value.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +88,9 @@ def own_piece(x: Any, cut: Cut) -> jax.Array:
         x = x.whole()
     if isinstance(x, Alike):
         return Piece(jnp.full(cut.part_size, x.value), cut).filled(0)
-    if cut.num_tensor > 1:
-        dim = cut.tensor_dim or 0
-        width = cut.shape[dim] // cut.num_tensor
-        x = lax.dynamic_slice_in_dim(x, lax.axis_index(TENSOR) * width, width, dim)
-    if cut.num_parts == 1:
-        return x.reshape(-1)
-    parts = in_parts(x, cut.num_parts)
-    return lax.dynamic_index_in_dim(parts, lax.axis_index(DATA), 0, keepdims=False)
+    if cut.tensor_dim is not None:
+        x = tensor.split(x, cut.tensor_dim)
+    return x.reshape(-1) if cut.num_parts == 1 else take_own(in_parts(x, cut.num_parts))
 
 
 def evaluate(eqns: Sequence[Any], env: dict[Var, Any], targets: Sequence[Var]) -> list[Any]:
@@ -167,9 +160,7 @@ def _fits(inputs: Sequence[Any], shape: tuple[int, ...]) -> bool:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return (
-        x.cut.shape if isinstance(x, Piece) else x.shape if isinstance(x, Alike) else jnp.shape(x)
-    )
+    return x.shape if isinstance(x, Alike) else jnp.shape(x)
 
 
 def _beside(x: Any, cut: Cut | None) -> Any:

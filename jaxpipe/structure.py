@@ -57,23 +57,22 @@ class Structure:
       schedule: the training schedule.
       partition: which layers make up which stage.
       layout: where the parameters live at rest.
-      local: shapes on one device: those of the outline, but for what is cut over `tensor`.
       optimizer: for these, or None.
     """
 
     schedule: Schedule
     partition: Partition
     layout: Layout
-    local: Outline
     optimizer: PlacedOptimizer | None
 
 
-def settle(settings: Settings, outline: Outline) -> Structure:
+def settle(settings: Settings, outline: Outline, local: Outline) -> Structure:
     """Finds the schedule, if that is still to be done, cuts the model and lays it out.
 
     Args:
       settings: of the engine.
       outline: shapes on one microbatch of one data rank.
+      local: the same on one device.
 
     Raises:
       PartitionError: the model cannot be cut into as many stages as the schedule has.
@@ -81,7 +80,6 @@ def settle(settings: Settings, outline: Outline) -> Structure:
     """
     model, mesh, wanted = settings.model, settings.mesh, settings.schedule
     costs = layer_costs(model, outline)
-    local = model.outline_on(mesh, outline)
 
     def cut(placement: Sequence[int]) -> tuple[Partition, Layout]:
         found = partition(costs, len(placement), model.partition_method)
@@ -104,7 +102,7 @@ def settle(settings: Settings, outline: Outline) -> Structure:
     table = wanted.find(trace, mesh) if isinstance(wanted, Auto) else wanted
     found, layout = cut(table.placement)
     optimizer = settings.optimizer and PlacedOptimizer(settings.optimizer, layout)
-    return Structure(table, found, layout, local, optimizer)
+    return Structure(table, found, layout, optimizer)
 
 
 def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:

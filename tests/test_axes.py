@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from covering import covering
 from zoo import largest_error
 
 import jaxpipe as jp
@@ -67,23 +68,7 @@ def every_case() -> list[Case]:
     ]
 
 
-def covering_cases() -> list[Case]:
-    """Few cases in which any two values of any two settings meet."""
-    cases, rng, chosen = every_case(), np.random.default_rng(0), []
-    pairs = lambda case: {
-        (i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)
-    }
-    missing = set().union(*map(pairs, cases))
-    while missing:
-        some = [cases[i] for i in rng.choice(len(cases), 300)]
-        best = max(some, key=lambda case: len(pairs(case) & missing))
-        if pairs(best) & missing:
-            chosen.append(best)
-            missing -= pairs(best)
-    return chosen
-
-
-COVERING = covering_cases()
+COVERING = covering(every_case())
 # Enough that each value of each setting occurs.
 FEW = [
     Case((2, 2, 2), "0", "interleaved", "gpt"),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from covering import covering
 from zoo import MODELS, batch_for, largest_error, linen, of_nnx, vectors
 
 import jaxpipe as jp
@@ -40,23 +41,6 @@ def every_case() -> list[Case]:
     return [case for case in itertools.starmap(Case, product) if case.ranks * case.data <= 8]
 
 
-def covering_cases() -> list[Case]:
-    """Few cases in which any two values of any two settings meet, where they can."""
-    cases = every_case()
-    pairs = lambda case: {
-        (i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)
-    }
-    missing = set().union(*map(pairs, cases))
-    rng, chosen = np.random.default_rng(0), []
-    while missing:
-        some = [cases[i] for i in rng.choice(len(cases), 300)]
-        best = max(some, key=lambda case: len(pairs(case) & missing))
-        if pairs(best) & missing:
-            chosen.append(best)
-            missing -= pairs(best)
-    return chosen
-
-
 def sweeping_cases() -> list[Case]:
     """Every (ranks, microbatches, schedule), each with the next of the other settings in turn."""
     found: dict[tuple[Any, ...], list[Case]] = {}
@@ -85,7 +69,7 @@ def check(case: Case) -> None:
     assert largest_error(engine.logical(grads), want) < 1e-6
 
 
-COVERING = covering_cases()
+COVERING = covering(every_case())
 
 
 @pytest.mark.parametrize("case", COVERING, ids=lambda c: "-".join(map(str, c)))

@@ -88,9 +88,14 @@ class Cut:
         return tuple(shape)
 
     @property
+    def size(self) -> int:
+        """Elements of the piece."""
+        return math.prod(self.piece)
+
+    @property
     def part_size(self) -> int:
         """Elements of what a data rank has of the piece."""
-        return -(-math.prod(self.piece) // self.num_parts)
+        return -(-self.size // self.num_parts)
 
     @property
     def is_whole(self) -> bool:
@@ -100,7 +105,7 @@ class Cut:
     @property
     def is_even(self) -> bool:
         """Whether no part is filled up."""
-        return math.prod(self.piece) % self.num_parts == 0
+        return self.size % self.num_parts == 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,7 +203,7 @@ class Layout:
         need = [0] * self.num_ranks
         for i, homes in enumerate(self.homes):
             for rank in homes:
-                need[rank] += math.prod(self.cut_of(i).piece) * self.leaves[i].dtype.itemsize
+                need[rank] += self.cut_of(i).size * self.leaves[i].dtype.itemsize
         return need
 
 

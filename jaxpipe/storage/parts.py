@@ -4,7 +4,6 @@ All of it inside `shard_map`, on every row at once. Each dtype travels in few la
 laid side by side, as `[parts, elements of a part]`, until they make up `LARGE` bytes.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -20,9 +19,7 @@ LARGE = 32 * 2**20  # bytes of whole rows that travel in one call; a larger row 
 
 def own_part(layout: Layout, rows: Rows) -> dict[str, jax.Array]:
     """This data rank's part of whole rows: no communication."""
-    index = lax.axis_index(DATA)
-    take = lambda matrix: lax.dynamic_index_in_dim(matrix, index, 0, keepdims=False)
-    return {name: take(_matrix(layout, name, rows[name])) for name in layout.buffers}
+    return {name: take_own(_matrix(layout, name, rows[name])) for name in layout.buffers}
 
 
 def gather_parts(layout: Layout, rows: Rows) -> dict[str, jax.Array]:
@@ -51,6 +48,11 @@ def put_beginning(rows: Rows, new: Rows) -> dict[str, jax.Array]:
     return out
 
 
+def take_own(matrix: jax.Array) -> jax.Array:
+    """This data rank's part `[n]` of `[parts, n]`."""
+    return lax.dynamic_index_in_dim(matrix, lax.axis_index(DATA), 0, keepdims=False)
+
+
 def all_gather(part: jax.Array) -> jax.Array:
     """`[n]` of each data rank to `[parts, n]`."""
     return lax.all_gather(part, DATA)
@@ -65,7 +67,7 @@ def together(
     arrays: Sequence[jax.Array], parts: int, move: Callable[[jax.Array], jax.Array]
 ) -> list[jax.Array]:
     """`move` of each of the arrays, which differ in their last dim, in few calls."""
-    out: list[jax.Array | None] = [None] * len(arrays)
+    out: dict[int, jax.Array] = {}
     for indices in _bundles(arrays, parts):
         given = [arrays[i] for i in indices]
         moved = move(jnp.concatenate(given, axis=-1) if len(given) > 1 else given[0])
@@ -73,7 +75,7 @@ def together(
         for i, x in zip(indices, given, strict=True):
             out[i] = lax.slice_in_dim(moved, end, end + x.shape[-1], axis=-1)
             end += x.shape[-1]
-    return [x for x in out if x is not None]
+    return [out[i] for i in range(len(arrays))]
 
 
 def _bundles(arrays: Sequence[jax.Array], parts: int) -> Iterator[list[int]]:
@@ -84,7 +86,7 @@ def _bundles(arrays: Sequence[jax.Array], parts: int) -> Iterator[list[int]]:
     for indices in by_dtype.values():
         bundle, total = [], 0
         for i in indices:
-            size = math.prod(arrays[i].shape[-1:]) * parts * arrays[i].dtype.itemsize
+            size = arrays[i].shape[-1] * parts * arrays[i].dtype.itemsize
             if bundle and total + size > LARGE:
                 yield bundle
                 bundle, total = [], 0

@@ -154,10 +154,9 @@ def logical(placed: Placed) -> PyTree:
             out.append(value if is_traced(value) else np.asarray(value))
             continue
         home, cut = homes[leaf.rank], layout.cut_of(i)
-        size = int(np.prod(cut.piece))
         pieces = [
             whole_row(home.buffer, leaf.rank, t)[:, home.offset : home.offset + cut.part_size]
-            .reshape(-1)[:size]
+            .reshape(-1)[: cut.size]
             .reshape(cut.piece)
             for t in range(cut.num_tensor)
         ]
