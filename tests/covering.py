@@ -1,4 +1,4 @@
-"""Few cases out of many settings, in which any two values of any two settings meet."""
+"""Few cases out of many settings, in which every value occurs, or any two values meet."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,17 +9,25 @@ import numpy as np
 _Case = TypeVar("_Case", bound=tuple[Any, ...])
 
 
-def covering(cases: Sequence[_Case]) -> list[_Case]:
-    """Such cases out of all that can be, the same at every call."""
-    pairs = lambda case: {
-        (i, j, case[i], case[j]) for i, j in itertools.combinations(range(len(case)), 2)
+def covering(cases: Sequence[_Case], *, meeting: int = 2, seed: int = 0) -> list[_Case]:
+    """Such cases out of all that can be, the same at every call.
+
+    Args:
+      cases: all that can be.
+      meeting: any so many values of different settings stand in one of the chosen cases, if they
+        do in one of `cases`.
+      seed: other choices.
+    """
+    groups = lambda case: {
+        (places, tuple(case[i] for i in places))
+        for places in itertools.combinations(range(len(case)), meeting)
     }
-    missing = set().union(*map(pairs, cases))
-    rng, chosen = np.random.default_rng(0), []
+    missing = set().union(*map(groups, cases))
+    rng, chosen = np.random.default_rng(seed), []
     while missing:
         some = [cases[i] for i in rng.choice(len(cases), 300)]
-        best = max(some, key=lambda case: len(pairs(case) & missing))
-        if pairs(best) & missing:
+        best = max(some, key=lambda case: len(groups(case) & missing))
+        if groups(best) & missing:
             chosen.append(best)
-            missing -= pairs(best)
+            missing -= groups(best)
     return chosen

@@ -119,8 +119,16 @@ def whole_elements(layout: Layout) -> int:
     return sum(spec.part_size * spec.parts for spec in layout.buffers.values())
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
-@pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
+@pytest.mark.parametrize(
+    ("zero", "schedule"),
+    [
+        *[("0", "1f1b"), ("1", "zb-h1"), ("2", "1f1b"), ("3", "zb-h1")],
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("0", "zb-h1"), ("1", "1f1b"), ("2", "zb-h1"), ("3", "1f1b")]
+        ],
+    ],
+)
 def test_data_ranks_meet_once_a_step(zero: str, schedule: str):
     case = step(zero, schedule=schedule)
     found = meetings(case)

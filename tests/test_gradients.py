@@ -70,10 +70,18 @@ def check(case: Case) -> None:
 
 
 COVERING = covering(every_case())
+# Every value of every setting, twice.
+FEW = [case for seed in (0, 1) for case in covering(every_case(), meeting=1, seed=seed)]
 
 
-@pytest.mark.parametrize("case", COVERING, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
 def test_gradients_equal_the_unsplit_models(case: Case):
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COVERING, ids=lambda c: "-".join(map(str, c)))
+def test_gradients_equal_the_unsplit_models_where_any_two_settings_meet(case: Case):
     check(case)
 
 
@@ -83,8 +91,9 @@ def test_gradients_equal_the_unsplit_models_for_every_schedule(case: Case):
     check(case)
 
 
-def test_the_covering_set_covers():
-    seen = {(i, value) for case in COVERING for i, value in enumerate(case)}
+@pytest.mark.parametrize("chosen", [FEW, COVERING], ids=["few", "covering"])
+def test_every_value_occurs(chosen: list[Case]):
+    seen = {(i, value) for case in chosen for i, value in enumerate(case)}
     assert seen == {(i, value) for case in every_case() for i, value in enumerate(case)}
 
 
@@ -105,11 +114,11 @@ def test_schedules_differ_in_no_bit():
 
 @pytest.mark.parametrize("make", [linen, of_nnx])
 def test_dropout_does_not_depend_on_the_number_of_stages(make: Any):
-    (one, grads), *others = [gradients("1f1b", ranks, make(4, 0.5)) for ranks in (1, 2, 4)]
+    (one, grads), *others = [gradients("1f1b", ranks, make(4, 0.5)) for ranks in (1, 4)]
     for loss, other in others:
         np.testing.assert_allclose(loss, one, rtol=1e-6)
         assert largest_error(other, grads) < 1e-6
-    kept = gradients("1f1b", 2, make(4, 0.0))[0]
+    kept = gradients("1f1b", 1, make(4, 0.0))[0]
     assert abs(float(one - kept)) > 1e-3  # something was dropped
 
 
@@ -126,7 +135,12 @@ def test_dropout_is_that_of_the_plain_model_and_of_any_mesh():
     np.testing.assert_allclose(losses, [want] * 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["full", 2, jax.checkpoint_policies.dots_saveable])
+SLOW_REMATS = [2, jax.checkpoint_policies.dots_saveable]
+
+
+@pytest.mark.parametrize(
+    "remat", ["full", *[pytest.param(remat, marks=pytest.mark.slow) for remat in SLOW_REMATS]]
+)
 def test_dropout_is_the_same_when_recomputed(remat: Any):
     batch, found = vectors(8), []
     for how in ("none", remat):

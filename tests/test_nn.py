@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections import Counter
@@ -286,9 +287,17 @@ def model_specs(model: jp.PipelineModule, written: list[Any], batch: Any) -> Any
     return specs
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", MODELS)
+OF_GPT = ("tied", "dropout", "tied_cut", "packed_dropout_cut")
+QUICK = {("gpt" if variant in OF_GPT else "llama", variant, 2) for variant in VARIANTS}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "ranks"),
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(MODELS, VARIANTS, (2, 4))
+    ],
+)
 def test_a_model_has_the_same_loss_and_gradients_on_several_ranks(name, variant, ranks):
     (make, config), (changes, packed) = MODELS[name], VARIANTS[variant]
     written = make(dataclasses.replace(config, **changes), packed)

@@ -86,8 +86,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("zero", [1, 3])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = [("lamb", 1), ("adafactor", 3), ("muon", 1), ("masked", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "zero"),
+    [
+        *[("lamb", 3), ("adafactor", 1), ("muon", 3), ("masked", 1)],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
+    ],
+)
 def test_optimizers_see_true_leaves(name: str, zero: int):
     # Without biases: that of keys has no gradient but rounding, which adafactor and muon blow up.
     config = LlamaConfig(vocab_size=16, width=16, num_layers=2, num_heads=2, hidden=24)
