@@ -3,6 +3,7 @@
 from jaxpipe import losses as losses
 from jaxpipe import nn as nn
 from jaxpipe import schedules as schedules
+from jaxpipe.checkpoint import Checkpoints as Checkpoints
 from jaxpipe.engine import Engine as Engine
 from jaxpipe.engine import initialize as initialize
 from jaxpipe.errors import JaxpipeError as JaxpipeError

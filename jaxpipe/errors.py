@@ -54,7 +54,11 @@ class ProcessError(JaxpipeError):
 
 
 class CheckpointError(JaxpipeError):
-    """A checkpoint that is missing, or does not fit the run."""
+    """A checkpoint that is missing, cannot be written, or does not fit the run."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint that is not as it was written."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,9 @@ from jaxpipe.metrics import (
     TensorBoard,
     console_for,
 )
+from jaxpipe.partition import Partition
 from jaxpipe.processes import ALONE, Processes
+from jaxpipe.processes.facts import code_facts
 from jaxpipe.state import TrainState
 
 
@@ -54,7 +56,7 @@ class Outcome(NamedTuple):
       ending: whether the last step was reached.
       step: steps that are done.
       checkpoint: the newest checkpoint.
-      held_out_loss: nats per byte on the held-out text.
+      held_out_loss: nats per byte on the held-out text; NaN for a run that was stopped.
       bigram_loss: the same of a byte-bigram model, on the same bytes.
     """
 
@@ -132,21 +134,27 @@ def train(
         checkpoints = Checkpoints(folder.checkpoints, keep=trainer.keep_checkpoints)
         stack.enter_context(checkpoints)
         stack.enter_context(_pointing_to(checkpoints))
-        processes.compare({"newest checkpoint": str(checkpoints.latest())})
+        for path in checkpoints.open():
+            console.note(f"a save that was never finished is cleared: {path}")
         state, start = _first_state(engine, checkpoints, trainer.seed, batch(step=1), console)
+        about = _about(engine, folder.config, plan[0])
         report = stack.enter_context(_reporting(folder, console, start, processes.is_first))
         step, held_out_loss = start, math.nan
         for step in range(start + 1, trainer.steps + 1):
             state, metrics = engine.train_batch(state, batch(step=step))
             report.step(step, metrics)
             stop = processes.stop_together(should_stop())
-            save = stop or step % trainer.checkpoint_interval == 0 or step == trainer.steps
-            if save or step % trainer.eval_interval == 0:
+            last, metric = step == trainer.steps, None
+            if (last or step % trainer.eval_interval == 0) and not stop:
                 with report.paused():
-                    held_out_loss = evaluate(engine, state, held_out)
+                    metric = held_out_loss = evaluate(engine, state, held_out)
                     report.held_out(step, held_out_loss, bigram_loss=bigram_loss)
-                    if save:
-                        checkpoints.save(step, state)
+            if stop or last or step % trainer.checkpoint_interval == 0:
+                with report.paused():
+                    about["data"] = {"fingerprint": corpus.fingerprint, "next_step": step + 1}
+                    checkpoints.save(step, state, metric=metric, metadata=about)
+            for failure in checkpoints.failures():
+                console.note(f"NOT SAVED: {failure}")
             if stop:
                 break
         if step == start:  # an earlier run did it all
@@ -205,11 +213,24 @@ def _first_state(
     engine: Engine, checkpoints: Checkpoints, seed: int, batch: Batch, console: Console
 ) -> tuple[TrainState, int]:
     """The newest checkpoint and its step, or a new state and 0."""
-    step = checkpoints.latest()
+    step, damaged = checkpoints.newest()
+    for problem in damaged:
+        console.note(f"LOST: {problem}")
     if step is None:
         return engine.init(jax.random.key(seed), batch), 0
     console.note(f"resuming from step {step}: {checkpoints.path(step)}")
     return checkpoints.restore(step, engine.abstract_state(batch)), step
+
+
+def _about(engine: Engine, config: Config, partition: Partition) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it; nothing of it is needed to load it."""
+    return {
+        "partition": list(partition.boundaries),
+        "schedule": engine.schedule.name,
+        "mesh": dict(zip(engine.mesh.axis_names, engine.mesh.devices.shape, strict=True)),
+        "versions": code_facts(),
+        "config": dataclasses.asdict(config),
+    }
 
 
 @contextlib.contextmanager
@@ -240,6 +261,7 @@ def _pointing_to(checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
+        checkpoints.wait()
         latest = checkpoints.latest()
         where = "there is no checkpoint yet" if latest is None else checkpoints.path(latest)
         raise Diverged(

@@ -262,7 +262,7 @@ def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
 
 def test_must_continues_with_another_configuration_and_keeps_the_old_one(tmp_path):
     choose(a_run(tmp_path, steps=40), "auto").open()
-    (tmp_path / "first" / "checkpoints" / "10").mkdir(parents=True)
+    (tmp_path / "first" / "checkpoints" / "step_00000010").mkdir(parents=True)
     for steps in (50, 60):
         chosen = choose(a_run(tmp_path, steps=steps), "must")
         chosen.open()

@@ -40,6 +40,13 @@ from jaxpipe.train import train, with_fingerprint
 REPOSITORY = Path(__file__).parents[1]
 
 
+class Plan(str):
+    """Something that can be printed."""
+
+    name = "a plan"
+    boundaries = (0, 1)
+
+
 class PretendedEngine(NamedTuple):
     """As much of an engine as the loop needs: its loss depends on every batch so far."""
 
@@ -47,10 +54,10 @@ class PretendedEngine(NamedTuple):
     train_batch: Callable[..., Any]
     eval_batch: Callable[..., Any]
     abstract_state: Callable[..., Any]
-    schedule: str = "the schedule"
+    schedule: Plan = Plan("the schedule")
     mesh: Mesh = jp.make_mesh()
     compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
-    partition: Callable[..., str] = lambda batch: "the partition"
+    partition: Callable[..., Plan] = lambda batch: Plan("the partition")
     local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
@@ -147,11 +154,11 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
     outcome, printed = trained(config)
     folder = tmp_path / "runs" / "run"
     assert (outcome.ending, outcome.step) == ("finished", 8)
-    assert outcome.checkpoint == (folder / "checkpoints" / "8").absolute()
+    assert outcome.checkpoint == (folder / "checkpoints" / "step_00000008").absolute()
     assert saved_steps(config) == [6, 8]
     assert list(losses_of(config)) == [1, 2, 3, 4, 5, 6, 7, 8]
     held_out = {line["step"]: line for line in lines_of(config) if "held_out_loss" in line}
-    assert list(held_out) == [2, 3, 4, 6, 8]
+    assert list(held_out) == [3, 6, 8]
     assert held_out[8]["held_out_loss"] == outcome.held_out_loss
     assert held_out[8]["bigram_loss"] == outcome.bigram_loss
     assert len(list(folder.glob("events*"))) == 1
@@ -178,7 +185,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(tmp_path, text):
     assert (outcome.ending, outcome.step) == ("interrupted", 3)
     assert saved_steps(parts) == [2, 3]
     outcome, printed = trained(parts)
-    assert f"resuming from step 3: {outcome.checkpoint.parent / '3'}" in printed
+    assert f"resuming from step 3: {outcome.checkpoint.parent / 'step_00000003'}" in printed
     assert outcome.ending == "finished"
     assert losses_of(parts) == losses_of(whole)
     assert len(set(losses_of(whole).values())) == 8
@@ -188,7 +195,7 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(tmp_path, text):
     config = a_config(tmp_path)
     trained(config)
     before = losses_of(config)
-    shutil.rmtree(tmp_path / "runs" / "run" / "checkpoints" / "8")
+    shutil.rmtree(tmp_path / "runs" / "run" / "checkpoints" / "step_00000008")
     trained(config)
     assert losses_of(config) == before
     assert [line["step"] for line in lines_of(config) if "loss" in line] == list(range(1, 9))
@@ -230,7 +237,7 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
         trained(config, pretended(nan_at=step))
     good = (step - 1) // 2 * 2
     assert f"the loss of step {step} is nan" in str(caught.value)
-    assert (f"checkpoints{os.sep}{good}." if good else "no checkpoint yet") in str(caught.value)
+    assert (f"checkpoints{os.sep}step_{good:08d}." if good else "no checkpoint yet") in str(caught.value)
     assert max(saved_steps(config), default=0) == good
     lines = [line for line in lines_of(config) if "loss" in line]
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
@@ -342,7 +349,7 @@ def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):
     assert losses[8] < losses[1]
 
     # As if it had been killed after the checkpoint of step 4.
-    shutil.rmtree(folder / "checkpoints" / "8")
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
     second = cli(tmp_path)
     assert second.returncode == 0, second.stderr
     assert "resuming from step 4" in second.stdout
@@ -356,5 +363,7 @@ def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):
     bad = next(step for step, loss in losses_of(folder).items() if loss is None)
     assert 8 < bad <= 12
     assert f"the loss of step {bad} is" in third.stderr
-    assert str(folder / "checkpoints" / "8") in third.stderr
-    assert sorted(path.name for path in (folder / "checkpoints").glob("[0-9]*")) == ["4", "8"]
+    assert str(folder / "checkpoints" / "step_00000008") in third.stderr
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step_*")) == [
+        "step_00000004", "step_00000008",
+    ]  # fmt: skip

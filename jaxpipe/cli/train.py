@@ -4,8 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -54,35 +53,42 @@ class Train:
     def _train(self, config: Config, processes: Processes) -> int:
         from jaxpipe.train import run  # not before devices are simulated
 
-        with stop_signals() as should_stop:
+        with stop_signals() as asked:
+            should_stop = lambda: bool(asked)
             outcome = run(config, resume=self.resume, should_stop=should_stop, processes=processes)
         interrupted = outcome.ending == "interrupted"
         if processes.is_first:
-            print(
-                f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
-                f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}\n"
-                f"checkpoint: {outcome.checkpoint}"
-            )
+            if not interrupted:
+                print(
+                    f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
+                    f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}"
+                )
+            print(f"checkpoint: {outcome.checkpoint}")
             if interrupted:
                 print("interrupted; the same command goes on from the checkpoint")
-        return INTERRUPTED if interrupted else 0
+        # Whoever sends SIGTERM wants the machine back, and has got what it wants.
+        return INTERRUPTED if interrupted and signal.SIGINT in asked else 0
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM asks for an orderly end, and the second ends at once."""
-    asked = threading.Event()
+def stop_signals() -> Iterator[list[int]]:
+    """Within, the first Ctrl-C or SIGTERM asks for an orderly end, and the second ends at once.
 
-    def ask(*_: object) -> None:
-        if asked.is_set():
+    Yields:
+      The signals that have come.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
             raise KeyboardInterrupt
-        asked.set()
         # A handler may come in the middle of a print, and print must not be entered twice.
         os.write(2, b"\njaxpipe: stopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

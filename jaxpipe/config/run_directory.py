@@ -86,7 +86,7 @@ def choose(config: Config, resume: Resume) -> RunDirectory:
         raise ConfigError(
             f"{path} exists and is no run (it has no config.yaml); choose another --run.name."
         )
-    if resume == "must" and not any(chosen.checkpoints.glob("[0-9]*")):
+    if resume == "must" and not any(chosen.checkpoints.glob("step_*")):
         raise ConfigError(f"the run in {path} has no checkpoint to resume from.")
     if resume == "never":
         return dataclasses.replace(chosen, aside=_unused(path.parent, path.name + ".", "", dash=""))

@@ -1,6 +1,7 @@
 """Where each parameter lives, at rest and in the step."""
 
 from jaxpipe.storage.layout import Cut as Cut
+from jaxpipe.storage.layout import Extent as Extent
 from jaxpipe.storage.layout import Layout as Layout
 from jaxpipe.storage.layout import LeafSpec as LeafSpec
 from jaxpipe.storage.layout import build_layout as build_layout

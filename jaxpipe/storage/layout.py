@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -108,6 +108,20 @@ class Cut:
         return self.size % self.num_parts == 0
 
 
+class Extent(NamedTuple):
+    """Consecutive elements of a leaf, in a row.
+
+    Attributes:
+      leaf: the first one's place among the leaf's.
+      row: its place in the row.
+      size: how many there are.
+    """
+
+    leaf: int
+    row: int
+    size: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """A logical tree's leaves and their homes. Compared by identity: it is static under `jax.jit`.
@@ -185,6 +199,23 @@ class Layout:
         """The shape in which a leaf is read from a row: a tensor rank's piece, or a flat part."""
         cut = self.cut_of(index)
         return (cut.part_size,) if self.is_cut else cut.piece
+
+    def extents(self, index: int, home: Home, part: int = 0) -> list[Extent]:
+        """Where the elements of a leaf, of what a tensor rank has of it, lie in a flat row.
+
+        Args:
+          index: of the leaf.
+          home: of the leaf, on the rank of the row.
+          part: which part of the row, where rows are cut.
+        """
+        cut, row = self.cut_of(index), self.buffers[home.buffer].part_size
+        found = []
+        for p in [part] if self.is_cut else range(self.num_parts):
+            first = p * cut.part_size
+            size = min(cut.size - first, cut.part_size)
+            if size > 0:
+                found.append(Extent(first, home.offset + (0 if self.is_cut else p * row), size))
+        return found
 
     def row_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a buffer's row on one device."""
