@@ -237,7 +237,9 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
         trained(config, pretended(nan_at=step))
     good = (step - 1) // 2 * 2
     assert f"the loss of step {step} is nan" in str(caught.value)
-    assert (f"checkpoints{os.sep}step_{good:08d}." if good else "no checkpoint yet") in str(caught.value)
+    assert (f"checkpoints{os.sep}step_{good:08d}." if good else "no checkpoint yet") in str(
+        caught.value
+    )
     assert max(saved_steps(config), default=0) == good
     lines = [line for line in lines_of(config) if "loss" in line]
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)

@@ -24,8 +24,8 @@ def weighted_loss(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, ja
     return jnp.sum(errors * batch["weights"]), jnp.sum(batch["weights"])
 
 
-def vectors(size: int) -> Batch:
-    rng = np.random.default_rng(0)
+def vectors(size: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
     return dict(
         inputs=rng.normal(size=(size, WIDTH)).astype(np.float32),
         targets=rng.normal(size=(size, 3)).astype(np.float32),

@@ -2,4 +2,9 @@
 
 from jaxpipe.checkpoint.checkpoints import Checkpoints as Checkpoints
 from jaxpipe.checkpoint.checkpoints import Newest as Newest
+from jaxpipe.checkpoint.manifest import LayerSizes as LayerSizes
 from jaxpipe.checkpoint.manifest import Manifest as Manifest
+from jaxpipe.checkpoint.manifest import layer_sizes as layer_sizes
+from jaxpipe.checkpoint.manifest import read_manifest as read_manifest
+from jaxpipe.checkpoint.manifest import wrong_sizes as wrong_sizes
+from jaxpipe.checkpoint.manifest import wrong_sums as wrong_sums

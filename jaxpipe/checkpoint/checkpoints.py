@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, verified, kept, found again, loaded anywhere."""
+"""The checkpoints of a run: saved in the background, kept, verified, found, loaded anywhere."""
 
 import contextlib
 import dataclasses
@@ -172,9 +172,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(step, str(error))
             return
-        self._thread = threading.Thread(
-            target=self._finish, args=(manifest,), name=f"checkpoint of step {step}"
-        )
+        self._thread = threading.Thread(target=self._finish, args=(manifest,), name=str(step))
         self._thread.start()
 
     def _not_ready(self, step: int, contents: Contents) -> str | None:
@@ -212,10 +210,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._failures.append(self._last_failure)
 
     def wait(self) -> None:
-        """Waits until no save is going on."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Waits until no save is going on: what was saved is there, for all processes."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        step, self._thread = int(self._thread.name), None
+        # Process 0 finishes for all of them, and knows how that went.
+        if agree.of_first(self._last_failure is not None) and self._last_failure is None:
+            self._failed(step, "process 0 could not finish it")
 
     def failures(self) -> list[str]:
         """What went wrong with saves since this was asked last."""

@@ -83,7 +83,9 @@ class Contents:
     def members(self) -> dict[str, tuple[Array, int]]:
         """{key of a member: its array, and its place there}."""
         return {
-            member.key: (array, i) for array in self.arrays for i, member in enumerate(array.members)
+            member.key: (array, i)
+            for array in self.arrays
+            for i, member in enumerate(array.members)
         }
 
 
@@ -132,7 +134,7 @@ def _of_placed(layout: Layout, before: tuple[str, ...], number: int) -> Iterator
 
 
 def _described(node: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    if jnp.issubdtype(getattr(node, "dtype", None), jax.dtypes.prng_key):
+    if hasattr(node, "dtype") and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
         raise CheckpointError(
             f"{name} is a PRNG key; expected its data. Save jax.random.key_data(key), and wrap it"
             " again with jax.random.wrap_key_data."
@@ -152,7 +154,7 @@ def _stacked(leaves: Sequence[_Leaf]) -> Iterator[Array]:
     for leaf in leaves:
         words = list(leaf.words)
         if leaf.place is not None:
-            words[leaf.place] = groups[leaf.node, leaf.words[leaf.place]]
+            words[leaf.place] = groups[leaf.node, leaf.layer or ""]
         arrays.setdefault(dotted(words), []).append(leaf)
     for name, members in arrays.items():
         layered = members[0].place is not None
@@ -180,7 +182,7 @@ def _groups(leaves: Sequence[_Leaf]) -> dict[tuple[int, str], str]:
     for leaf in leaves:
         if leaf.place is not None:
             around = (leaf.words[: leaf.place], leaf.words[leaf.place + 1 :])
-            key = leaf.node, leaf.words[leaf.place]
+            key = leaf.node, leaf.layer or ""
             inside.setdefault(key, set()).add((around, leaf.shape, leaf.dtype))
     taken: dict[tuple[int, str], Any] = {}
     found = {}

@@ -137,9 +137,10 @@ class Folder:
                 # The kernel drops it when the process dies, however it dies.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                who = file.read().strip() or "another process"
                 raise CheckpointError(
-                    f"{self.path} is being written to by {file.read().strip() or 'another process'}."
-                    " Stop that run, or choose another folder."
+                    f"{self.path} is being written to by {who}. Stop that run, or choose another"
+                    " folder."
                 ) from None
             who = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime("%F %T"))
             file.seek(0)

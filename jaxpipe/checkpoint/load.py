@@ -1,9 +1,11 @@
 """From a checkpoint onto any mesh: each device reads its own rows, a block at a time.
 
-What a device holds is made in place, so a process needs its own share of the state and one block.
+Rows are made in place on their devices, small ones on the host before: a process needs its own
+share of the state and one block more.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +19,12 @@ from jax import lax
 from jaxpipe.checkpoint.blocks import Box, boxes
 from jaxpipe.checkpoint.contents import Array, Contents, Member
 from jaxpipe.checkpoint.manifest import Entry, Manifest
-from jaxpipe.checkpoint.zarr import spec
+from jaxpipe.checkpoint.zarr import SMALL, spec
 from jaxpipe.errors import CorruptCheckpointError
 from jaxpipe.mesh import DATA, PIPE, TENSOR
 from jaxpipe.storage import Placed, axes
 
-BLOCK_BYTES = 16 * 2**20  # that are read at once
+BLOCK_BYTES = SMALL  # rows of so many are made on the host
 _INT32 = 2**31
 
 PyTree = Any
@@ -53,9 +55,13 @@ class Reader:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
         self._stores: dict[str, Any] = {}
+        self._memory = np.empty(0, np.uint8)
+        # One block is read at a time: more threads would only keep more memory.
+        few = {name: {"limit": 1} for name in ("file_io_concurrency", "data_copy_concurrency")}
+        self._context = ts.Context(few)
 
     def read(self, source: Source, index: Sequence[slice]) -> np.ndarray:
-        """A block of a member.
+        """A block of a member, which stands until the next one is read.
 
         Raises:
           CorruptCheckpointError: it is not as it was written.
@@ -66,12 +72,22 @@ class Reader:
             if name not in self._stores:
                 settings = ts.Spec(spec(self._folder, source.entry.stored(name)))
                 self._stores[name] = ts.open(
-                    settings, open=True, read=True, assume_metadata=True
+                    settings, open=True, read=True, assume_metadata=True, context=self._context
                 ).result()
-            found = self._stores[name][(*at, *index)].read().result()
+            wanted = self._stores[name][(*at, *index)]
+            found = self._room(wanted)
+            ts.array(found).write(wanted).result()
         except (ValueError, OSError) as error:
             raise CorruptCheckpointError(f"{self._folder / name} cannot be read: {error}") from None
         return found.reshape(found.shape[1:]) if source.entry.layered else found
+
+    def _room(self, wanted: Any) -> np.ndarray:
+        """The same memory for every block: what is freed here and there does not all come back."""
+        dtype = wanted.dtype.numpy_dtype
+        size = wanted.size * dtype.itemsize
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(wanted.shape)
 
 
 def sources(manifest: Manifest) -> dict[str, Source]:
@@ -124,7 +140,7 @@ def _loaded(
 
 def _everywhere(like: Any, source: Source, reader: Reader) -> Any:
     """An array that is no part of a row."""
-    value = reader.read(source, [slice(0, n) for n in like.shape]).astype(like.dtype)
+    value = np.array(reader.read(source, [slice(0, n) for n in like.shape]), like.dtype)
     sharding = getattr(like, "sharding", None)
     if sharding is None:
         return value if isinstance(like, np.ndarray) else jnp.asarray(value)
@@ -138,28 +154,47 @@ def _buffer(node: Placed, name: str, wanted: Mapping[int, Source], reader: Reade
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
         place = tuple(s.start or 0 for s in index[: len(axes(layout, name))])
         places.setdefault(place, []).append(device)
-    here = {leaf for leaf in range(len(layout.leaves)) if _is_in(layout, leaf, name)}
-    kept = not here <= set(wanted) and isinstance(target, jax.Array)
+    here = {
+        leaf
+        for leaf, homes in enumerate(layout.homes)
+        if any(home.buffer == name for home in homes.values())
+    }
+    before = None if here <= set(wanted) else target
     made = []
     for place, devices in places.items():
-        rows = [_first_row(target, device, kept) for device in devices]
-        for at, value in _blocks(node, name, place, wanted, reader):
-            rows = [_put(row, value, at) for row in rows]
-        made += [row.reshape(target.sharding.shard_shape(target.shape)) for row in rows]
+        blocks = _blocks(node, name, place, wanted, reader)
+        made += _rows(target, devices, blocks, before)
     return jax.make_array_from_single_device_arrays(target.shape, target.sharding, made)
 
 
-def _is_in(layout: Any, leaf: int, name: str) -> bool:
-    return any(home.buffer == name for home in layout.homes[leaf].values())
+def _rows(
+    target: Any, devices: Sequence[Any], blocks: Iterator[tuple[int, np.ndarray]], before: Any
+) -> list[jax.Array]:
+    """The same row on each of these devices: of zeros, or of what was there, and of blocks."""
+    shape = target.sharding.shard_shape(target.shape)
+    size = math.prod(shape)
+    if size * target.dtype.itemsize <= BLOCK_BYTES:
+        host = np.zeros(size, target.dtype)
+        if before is not None:
+            host[:] = np.asarray(_row_on(before, devices[0])).reshape(-1)
+        for at, value in blocks:
+            host[at : at + value.size] = value
+        return [jax.device_put(host.reshape(shape), device) for device in devices]
+    rows = [
+        jnp.zeros(size, target.dtype, device=device)
+        if before is None
+        else jnp.array(_row_on(before, device).reshape(-1), copy=True)
+        for device in devices
+    ]
+    for at, value in blocks:
+        # Not all blocks at once: the host would be ahead of the devices.
+        rows = jax.block_until_ready([_put(row, value, at) for row in rows])
+    return [_shaped(row, shape) for row in rows]
 
 
-def _first_row(target: Any, device: Any, kept: bool) -> jax.Array:
-    """A row that is to be filled: of zeros, or what it is now."""
-    if not kept:
-        size = np.prod(target.sharding.shard_shape(target.shape), dtype=np.int64)
-        return jnp.zeros(int(size), target.dtype, device=device)
-    [shard] = [shard for shard in target.addressable_shards if shard.device == device]
-    return jnp.array(shard.data.reshape(-1), copy=True)
+def _row_on(buffer: jax.Array, device: Any) -> jax.Array:
+    [row] = [shard.data for shard in buffer.addressable_shards if shard.device == device]
+    return row
 
 
 def _blocks(
@@ -168,8 +203,8 @@ def _blocks(
     """Where in a flat row to put what."""
     layout = node.layout
     at = dict(zip(axes(layout, name), place, strict=True))
-    most = BLOCK_BYTES // layout.buffers[name].dtype.itemsize
     for leaf, source in wanted.items():
+        most = math.prod(source.entry.chunk)  # a chunk is read as a whole
         home = layout.homes[leaf].get(at[PIPE])
         if home is None or home.buffer != name:
             continue
@@ -183,7 +218,7 @@ def _blocks(
 
 def _moved(box: Box, dim: int | None, piece: Sequence[int], tensor: int) -> list[slice]:
     """A block of a piece as one of the whole leaf."""
-    index = list(box.index)
+    index = list(box.place)
     if dim is not None:
         start = tensor * piece[dim]
         index[dim] = slice(index[dim].start + start, index[dim].stop + start)
@@ -203,5 +238,6 @@ def _updated(row: jax.Array, block: jax.Array, at: Any) -> jax.Array:
 
 
 _update = jax.jit(_updated, donate_argnums=0)
+_shaped = jax.jit(lax.reshape, donate_argnums=0, static_argnums=1)
 # JAX counts in int32: a longer row takes its places as constants.
 _update_at = functools.partial(jax.jit, donate_argnums=0, static_argnums=2)(_updated)

@@ -6,6 +6,7 @@ bit of a checkpoint is found: in the manifest, or by it.
 
 import dataclasses
 import json
+import math
 import os
 import re
 import zlib
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.checkpoint.contents import Contents
+from jaxpipe.checkpoint.names import in_order
 from jaxpipe.checkpoint.zarr import FileSum, Stored, chunk_of
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
@@ -173,6 +175,34 @@ def entries(contents: Contents) -> dict[str, Entry]:
         )
         for array in contents.arrays
     }  # fmt: skip
+
+
+class LayerSizes(NamedTuple):
+    """What a checkpoint has of a layer.
+
+    Attributes:
+      parameters: how many.
+      bytes: of these.
+      rest: bytes of all else that belongs to it, as the optimizer's state.
+    """
+
+    parameters: int
+    bytes: int
+    rest: int
+
+
+def layer_sizes(manifest: Manifest) -> dict[str, LayerSizes]:
+    """{layer: what a checkpoint has of it}, in the model's order."""
+    found: dict[str, LayerSizes] = {}
+    for name, entry in manifest.arrays.items():
+        count = math.prod(entry.member_shape)
+        size = count * entry.stored(name).dtype.itemsize
+        for layer in filter(None, entry.layers):
+            before = found.get(layer, LayerSizes(0, 0, 0))
+            own = name.startswith("params.")
+            more = (count, size, 0) if own else (0, 0, size)
+            found[layer] = LayerSizes(*(a + b for a, b in zip(before, more, strict=True)))
+    return dict(sorted(found.items(), key=lambda item: in_order(item[0])))
 
 
 def wrong_sizes(folder: Path, manifest: Manifest) -> list[str]:

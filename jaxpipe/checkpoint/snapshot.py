@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.checkpoint.contents import Array, Contents
 from jaxpipe.errors import CheckpointError
-from jaxpipe.mesh import DATA, PIPE, TENSOR
+from jaxpipe.mesh import PIPE, TENSOR
 from jaxpipe.storage import Layout, Placed, axes
 from jaxpipe.storage.parts import LARGE, all_gather
 
@@ -27,11 +27,11 @@ class Block(NamedTuple):
     """A block of an array that one process writes.
 
     Attributes:
-      index: where it lies in the array as it is written.
+      place: where it lies in the array as it is written.
       value: its elements.
     """
 
-    index: tuple[slice, ...]
+    place: tuple[slice, ...]
     value: np.ndarray
 
 
@@ -88,6 +88,8 @@ def _on_host(value: Any, name: str) -> np.ndarray:
 
 def _own_pieces(contents: Contents, number: int, node: Placed) -> list[_Piece]:
     """The pieces of a placed tree that this process writes."""
+    if not node.buffers:
+        return []
     layout, holders = node.layout, _holders(node)
     pieces = []
     for array in contents.arrays:
@@ -174,7 +176,9 @@ def _rows(
     step = max(1, LARGE // (layout.num_parts * spec.dtype.itemsize))
     gather = _gatherer(buffer.sharding.mesh, axes(layout, name), min(step, spec.part_size))
     for first in range(0, spec.part_size, step):
-        start = min(first, max(0, spec.part_size - step))  # the last takes in some of the one before
+        start = min(
+            first, max(0, spec.part_size - step)
+        )  # the last takes in some of the one before
         found = _local_rows(gather(buffer, start), axes(layout, name)[:-1], set(places))
         yield start, found
 

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import orbax.checkpoint.future
 import tensorstore as ts
 
 from jaxpipe.checkpoint.contents import Array, Contents
 from jaxpipe.checkpoint.snapshot import Block
 from jaxpipe.storage import Placed
 
-CHUNK_BYTES = 16 * 2**20  # at most: what is on its way to the disk at once stays small
+SMALL, LARGE = 4 * 2**20, 64 * 2**20  # bytes of the chunks of small and of large states
+FILES = 2000  # that a state is cut into, more or less, if its chunks are neither
 SUMS = "sums"  # the folder of what each process wrote
 _AT_ONCE = 4  # blocks of a process that are written at the same time
 
@@ -98,17 +100,23 @@ class SavedHandler(ocp.type_handlers.TypeHandler):
         """Starts to write; the blocks are on the host already."""
         work = _write_all(list(zip(values, infos, strict=True)))
         name = "write the arrays of this process"
-        return [ocp.future.CommitFutureAwaitingContractedSignals(work, name=name)]
+        return [orbax.checkpoint.future.CommitFutureAwaitingContractedSignals(work, name=name)]
 
 
-def chunk_shape(array: Array, piece: Sequence[int]) -> tuple[int, ...]:
-    """Chunks of at most `CHUNK_BYTES` each that lie within a piece, the shape of which is given.
+def chunk_bytes(contents: Contents) -> int:
+    """The most bytes of a chunk: a small share of what a process writes, and not too many files."""
+    total = sum(array.num_bytes for array in contents.arrays)
+    return min(max(SMALL, total // FILES), LARGE)
+
+
+def chunk_shape(array: Array, piece: Sequence[int], most: int = SMALL) -> tuple[int, ...]:
+    """Chunks of at most so many bytes that lie within a piece, the shape of which is given.
 
     >>> array = Array("w", (4096, 4096), np.dtype("float32"), (), True)
     >>> chunk_shape(array, (4096, 1024)), chunk_shape(array, (4096, 4096))
-    ((1, 4096, 1024), (1, 1024, 4096))
+    ((1, 1024, 1024), (1, 256, 4096))
     """
-    room, chunk = CHUNK_BYTES // array.dtype.itemsize, []
+    room, chunk = most // array.dtype.itemsize, []
     for size, whole in zip(reversed(piece), reversed(array.shape), strict=True):
         most = max(1, min(size, room))
         if size != whole:  # pieces begin at multiples of their size, and so must chunks
@@ -120,11 +128,11 @@ def chunk_shape(array: Array, piece: Sequence[int]) -> tuple[int, ...]:
 
 def chunk_of(contents: Contents, array: Array) -> tuple[int, ...]:
     """The shape of an array's chunks: no two writers share one."""
-    member = array.members[0]
+    member, most = array.members[0], chunk_bytes(contents)
     node = contents.nodes[member.node]
     if member.leaf is None or not isinstance(node, Placed):
-        return chunk_shape(array, array.shape)
-    return chunk_shape(array, node.layout.cut_of(member.leaf).piece)
+        return chunk_shape(array, array.shape, most)
+    return chunk_shape(array, node.layout.cut_of(member.leaf).piece, most)
 
 
 def spec(folder: Path, array: Stored) -> dict[str, Any]:
@@ -150,11 +158,6 @@ def spec(folder: Path, array: Stored) -> dict[str, Any]:
     }
 
 
-async def open_array(settings: Mapping[str, Any], **how: bool) -> Any:
-    """A `tensorstore.TensorStore`."""
-    return await ts.open(ts.Spec(dict(settings)), **how)
-
-
 async def _write_all(todo: list[tuple[Saved, Any]]) -> None:
     """Writes this process's blocks, and what its files hold; what fails is written down."""
     [folder] = {Path(info.parent_dir) for _, info in todo}
@@ -162,9 +165,11 @@ async def _write_all(todo: list[tuple[Saved, Any]]) -> None:
     try:
         for saved, _ in todo:
             if jax.process_index() == 0:
-                await open_array(spec(folder, saved.stored), create=True)
+                await ts.open(ts.Spec(spec(folder, saved.stored)), create=True)
         work = [_write(folder, saved, limit) for saved, _ in todo]
-        for found in await asyncio.gather(*work):
+        for found in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
             files |= found
     # A process that fails would keep the others waiting: it says so where the first one looks.
     except Exception as error:
@@ -190,10 +195,10 @@ async def _write(folder: Path, saved: Saved, limit: asyncio.Semaphore) -> dict[s
                 break
             block = saved.blocks.pop()
             if store is None:
-                settings = spec(folder, saved.stored)
-                store = await open_array(settings, open=True, assume_metadata=True)
-            await store[block.index].write(
-                block.value.reshape(store[block.index].shape),
+                settings = ts.Spec(spec(folder, saved.stored))
+                store = await ts.open(settings, open=True, assume_metadata=True)
+            await store[block.place].write(
+                block.value.reshape(store[block.place].shape),
                 can_reference_source_data_indefinitely=True,
             )
             for name in _files(saved, block):
@@ -204,7 +209,7 @@ async def _write(folder: Path, saved: Saved, limit: asyncio.Semaphore) -> dict[s
 
 def _files(saved: Saved, block: Block) -> list[str]:
     """The chunks that a block consists of."""
-    index = block.index or tuple(slice(0, size) for size in saved.stored.shape)
+    index = block.place or tuple(slice(0, size) for size in saved.stored.shape)
     ranges = [
         range(s.start // size, -(-s.stop // size))
         for s, size in zip(index, saved.stored.chunk, strict=True)

@@ -1,6 +1,7 @@
-"""`jaxpipe train`, `jaxpipe timeline`, `jaxpipe draw`: reads a command line and runs it.
+"""`jaxpipe train`, `timeline`, `draw`, `inspect`, `verify`: reads a command line and runs it.
 
-Exit codes: 0, all went well; 1, an error that nobody expected, a process that was lost, or a wrong
+Exit codes: 0, all went well, or SIGTERM came and the run is saved; 1, an error that nobody
+expected, a process that was lost, a damaged checkpoint that was inspected or verified, or a wrong
 schedule in a file, which the message draws; 2, something that was asked for cannot be done, and the
 message says what; 3, training diverged; 130, interrupted. Of several processes all have the same.
 """
@@ -14,6 +15,7 @@ import tyro
 
 from jaxpipe import __version__
 from jaxpipe.cli.draw import Draw
+from jaxpipe.cli.inspect import Inspect, Verify
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, read
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(argv, Config())
-        if not isinstance(command, Draw):
+        if isinstance(command, Train | DrawTimeline):
             # What the file says becomes the defaults of a second reading: options come on top.
             command = _parse(argv, read(command.file))
         return command.run()
@@ -46,14 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
 
 
-def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw:
+def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw | Inspect | Verify:
     train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
     timeline = tyro.conf.subcommand(
         "timeline", default=DrawTimeline(file=tyro.MISSING, config=config)
     )
     drawing = tyro.conf.subcommand("draw")
+    commands = (
+        Annotated[Train, train]
+        | Annotated[DrawTimeline, timeline]
+        | Annotated[Draw, drawing]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+    )
     return tyro.cli(
-        Annotated[Train, train] | Annotated[DrawTimeline, timeline] | Annotated[Draw, drawing],  # pyright: ignore[reportArgumentType]
+        commands,  # pyright: ignore[reportArgumentType]
         args=argv,
         prog="jaxpipe",
         description="Pipeline-parallel training in plain JAX. --version prints the version.",

@@ -1,6 +1,7 @@
 """`jaxpipe train CONFIG`."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ class Train:
     def _train(self, config: Config, processes: Processes) -> int:
         from jaxpipe.train import run  # not before devices are simulated
 
+        # Orbax warns, at each save, of files that it does not find and that are not meant to be.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         with stop_signals() as asked:
             should_stop = lambda: bool(asked)
             outcome = run(config, resume=self.resume, should_stop=should_stop, processes=processes)

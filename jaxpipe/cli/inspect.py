@@ -1,0 +1,107 @@
+"""`jaxpipe inspect CHECKPOINT` and `jaxpipe verify CHECKPOINT`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import rich
+import tyro
+from rich.table import Table
+
+from jaxpipe.errors import CheckpointError
+
+_STEP = re.compile(r"step_([0-9]{8,})")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a checkpoint holds: its layers, their sizes, the run that wrote it, its health.
+
+    An example: jaxpipe inspect runs/gpt-stdlib
+    """
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """A checkpoint, or the folder of a run or of its checkpoints, of which the newest is shown."""
+
+    def run(self) -> int:
+        """Prints tables, and returns the exit code: 1 for a checkpoint that is damaged."""
+        from jaxpipe.checkpoint import Manifest, layer_sizes, read_manifest, wrong_sizes
+
+        path = newest_below(self.path)
+        manifest: Manifest = read_manifest(path)
+        problems = wrong_sizes(path, manifest)
+        about = manifest.metadata
+        print(f"{path}\nstep {manifest.step}, {len(manifest.files)} files,", end=" ")
+        print(f"{manifest.num_bytes:,} bytes")
+        for name in ("schedule", "mesh", "partition", "metric", "data"):
+            if about.get(name) is not None:
+                print(f"{name}: {about[name]}")
+        for name, version in about.get("versions", {}).items():
+            print(f"{name}: {version}")
+        table = Table("layer", "parameters", "bytes", "of the rest, bytes", title="layers")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for layer, sizes in layer_sizes(manifest).items():
+            table.add_row(layer, *(f"{size:,}" for size in sizes))
+        rich.print(table)
+        print(_health(problems, "no file is missing or of another size; `verify` reads them"))
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read a checkpoint, every byte, and say whether it is as it was written.
+
+    An example: jaxpipe verify runs/gpt-stdlib
+    """
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """A checkpoint, or the folder of a run or of its checkpoints, all of which are read."""
+
+    def run(self) -> int:
+        """Prints a line for each checkpoint, and returns the exit code: 1 if one is damaged."""
+        from jaxpipe.checkpoint import read_manifest, wrong_sizes, wrong_sums
+
+        bad = 0
+        for path in checkpoints_below(self.path):
+            try:
+                manifest = read_manifest(path)
+                problems = wrong_sizes(path, manifest) or wrong_sums(path, manifest)
+            except CheckpointError as error:
+                problems = [str(error)]
+            bad += bool(problems)
+            print(f"{path}: {_health(problems, 'sound')}")
+        return 1 if bad else 0
+
+
+def checkpoints_below(path: Path) -> list[Path]:
+    """The checkpoint that a path is, or those in a run's folder or in its `checkpoints/`.
+
+    Raises:
+      CheckpointError: there are none.
+    """
+    if _STEP.fullmatch(path.absolute().name):
+        return [path]
+    found = sorted(_steps(path)) or sorted(_steps(path / "checkpoints"))
+    if not found:
+        raise CheckpointError(
+            f"{path} is no checkpoint, and there is none below it; expected a folder named"
+            " step_00000250, say, or one with such folders."
+        )
+    return found
+
+
+def newest_below(path: Path) -> Path:
+    """The newest of these."""
+    return checkpoints_below(path)[-1]
+
+
+def _steps(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if _STEP.fullmatch(path.name))
+
+
+def _health(problems: list[str], sound: str) -> str:
+    return "DAMAGED:" + "".join(f"\n  {problem}" for problem in problems) if problems else sound
