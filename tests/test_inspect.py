@@ -41,7 +41,9 @@ def test_inspect_shows_layers_and_what_wrote_them(run, capsys):
         assert lines[2:5] == ["schedule: 1f1b", "metric: 2.5", "Python: 3"]
         rows = [line.split() for line in lines if "_Dense" in line]
         # 20 float32, and Adam's two moments of them.
-        assert rows == [["│", f"{i:02d}_Dense", *"│ 20 │ 80 │ 160 │".split()] for i in range(11)]
+        assert rows == [
+            ["│", f"{i:02d}_Dense", *["│", "20", "│", "80", "│", "160", "│"]] for i in range(11)
+        ]
         assert lines[-1].startswith("no file is missing")
 
 

@@ -19,7 +19,7 @@ from jaxpipe.checkpoint.folder import STATE, Folder
 from jaxpipe.checkpoint.load import Reader, load, sources
 from jaxpipe.checkpoint.manifest import Manifest, entries, wrong_sums
 from jaxpipe.checkpoint.retention import Retention
-from jaxpipe.checkpoint.snapshot import snapshot
+from jaxpipe.checkpoint.snapshot import Block, snapshot
 from jaxpipe.checkpoint.zarr import SUMS, FileSum, Saved, SavedHandler
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
@@ -156,17 +156,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if agree.of_first(problem is not None):
             self._failed(step, problem or "process 0 could not begin")
             return
-        blocks = snapshot(contents)
-        described = entries(contents)
-        tree: dict[str, Any] = {}
-        for name, entry in described.items():
-            *outer, last = name.split(".")
-            inside = tree
-            for word in outer:
-                inside = inside.setdefault(word, {})
-            inside[last] = Saved(entry.stored(name), blocks.pop(name))
-        more = dict(metadata or {}) | {"metric": metric}
-        manifest = Manifest(step, described, {}, more)
+        manifest = Manifest(step, entries(contents), {}, dict(metadata or {}) | {"metric": metric})
+        tree = _tree(manifest, snapshot(contents))
         try:
             self._orbax.save(self.path(step) / STATE, args=ocp.args.PyTreeSave(tree))
         except (OSError, ValueError, RuntimeError) as error:
@@ -194,11 +185,21 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             if jax.process_index() == 0:
                 folder = self.path(manifest.step)
                 dataclasses.replace(manifest, files=_sums(folder)).write(folder)
-                for step in self._retention.superfluous(self._folder, manifest.step):
-                    self._folder.delete(step)
             self._last_failure = None
         except Exception as error:
             self._failed(manifest.step, str(error))
+        else:
+            self._delete_old(manifest.step)
+
+    def _delete_old(self, newest: int) -> None:
+        """Deletes what need not stay, now that this step is there."""
+        if jax.process_index() != 0:
+            return
+        for step in self._retention.superfluous(self._folder, newest):
+            try:
+                self._folder.delete(step)
+            except OSError as error:
+                self._failures.append(f"cannot delete the old checkpoint of step {step}: {error}")
 
     def _failed(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
@@ -265,24 +266,30 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return wrong_sums(self.path(step), manifest, count, index)
 
     def newest(self) -> Newest:
-        """The newest checkpoint that is sound; damaged ones are moved aside on the way.
+        """The newest checkpoint that is sound.
+
+        Damaged ones are moved aside on the way, by whoever has `open`ed the folder to write.
 
         Raises:
           CheckpointError: there are checkpoints, and none is sound: nobody wants to start afresh
             without being told.
         """
-        damaged = []
-        while (step := agree.of_first(max(self.steps(), default=-1))) >= 0:
+        self.wait()
+        damaged, bad = [], []
+        steps = sorted(self.steps())
+        while (step := agree.of_first(steps.pop() if steps else -1)) >= 0:
             problems = self.verify(step)
             if not agree.anywhere(bool(problems)):
                 return Newest(step, damaged)
-            where = "elsewhere"
-            if jax.process_index() == 0:
-                where = str(self._folder.move_aside(step))
-            agree.of_first(0)  # nobody looks before it is moved
+            where = self.path(step)
+            if self._is_writer:
+                where = where.with_name(f"{where.name}.bad")
+                if jax.process_index() == 0:
+                    where = self._folder.move_aside(step)
+            bad.append(where)
             first = problems[0] if problems else "another process found it damaged"
-            damaged.append(f"step {step} is damaged, and is now {where}: {first}")
-        bad = self._folder.bad()
+            damaged.append(f"step {step} is damaged, and lies in {where}: {first}")
+        bad = sorted({*bad, *self._folder.bad()})
         if bad:
             listed = "".join(f"\n  {path}" for path in bad)
             raise CheckpointError(
@@ -326,6 +333,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         for key in contents.members().keys() - found.keys():
             _check_has_value(contents, key)
         return load(contents, found, Reader(self.path(step) / STATE, manifest))
+
+
+def _tree(manifest: Manifest, blocks: dict[str, list[Block]]) -> dict[str, Any]:
+    """What Orbax is given: dicts within dicts, by the words of names."""
+    tree: dict[str, Any] = {}
+    for name, entry in manifest.arrays.items():
+        *outer, last = name.split(".")
+        inside = tree
+        for word in outer:
+            inside = inside.setdefault(word, {})
+        inside[last] = Saved(entry.stored(name), blocks.pop(name))
+    return tree
 
 
 def _check_has_value(contents: Contents, key: str) -> None:

@@ -90,7 +90,7 @@ def test_every_flipped_bit_is_found_and_survived(checkpoints):
         file.write_bytes(flipped)
         step, damaged = checkpoints.newest()
         assert step == 2 and len(damaged) == 1, (file, bit)
-        assert damaged[0].startswith("step 3 is damaged, and is now ")
+        assert damaged[0].startswith("step 3 is damaged, and lies in ")
         aside = path.with_name("step_00000003.bad")
         assert aside.is_dir() and str(aside) in damaged[0]
         aside.rename(path)
@@ -129,6 +129,14 @@ def test_every_file_that_is_cut_or_lost_is_found_at_once(checkpoints, harm):
         file.unlink(missing_ok=True)
         file.write_bytes(before)
     assert checkpoints.newest() == (3, [])
+
+
+def test_who_only_reads_moves_nothing(checkpoints):
+    files_of(checkpoints, 3)[-1].write_bytes(b"")
+    step, [problem] = Checkpoints(checkpoints.folder).newest()
+    assert step == 2 and f"lies in {checkpoints.path(3)}:" in problem
+    assert checkpoints.path(3).is_dir()
+    assert checkpoints.newest().step == 2 and not checkpoints.path(3).exists()
 
 
 def test_nobody_starts_afresh_because_all_are_damaged(checkpoints):
