@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -136,31 +136,101 @@ def train(
         stack.enter_context(_pointing_to(checkpoints))
         for path in checkpoints.open():
             console.note(f"a save that was never finished is cleared: {path}")
-        state, start = _first_state(engine, checkpoints, trainer.seed, batch(step=1), console)
-        about = _about(engine, folder.config, plan[0])
-        report = stack.enter_context(_reporting(folder, console, start, processes.is_first))
-        step, held_out_loss = start, math.nan
-        for step in range(start + 1, trainer.steps + 1):
-            state, metrics = engine.train_batch(state, batch(step=step))
+        about = _about(engine, folder.config, plan[0], corpus)
+        run = _Run(
+            engine, folder, batch, held_out, bigram_loss, checkpoints, about, console, should_stop,
+            processes,
+        )  # fmt: skip
+        at = run.newest()
+        for _ in range(trainer.rollbacks):
+            try:
+                return run.going_on(at)
+            except Diverged as error:
+                console.note(f"ROLLED BACK: {error}")
+                # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
+                batch_number = at.batch + error.step - at.step
+            at = run.newest()._replace(batch=batch_number)
+            console.note(f"going on from step {at.step}, with batches from {batch_number} on")
+        return run.going_on(at)
+
+
+class _Position(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+      state: after `step`.
+      step: steps that are done.
+      batch: the number of the batch that comes next.
+    """
+
+    state: TrainState
+    step: int
+    batch: int
+
+
+class _Run(NamedTuple):
+    """What does not change in a run."""
+
+    engine: Engine
+    folder: RunDirectory
+    batch: Callable[..., Batch]
+    held_out: Sequence[Batch]
+    bigram_loss: float
+    checkpoints: Checkpoints
+    about: Mapping[str, Any]
+    console: Console
+    should_stop: Callable[[], bool]
+    processes: Processes
+
+    def newest(self) -> _Position:
+        """The newest checkpoint that is sound, or a new state."""
+        seed, batch = self.folder.config.trainer.seed, self.batch(step=1)
+        step, damaged = self.checkpoints.newest()
+        for problem in damaged:
+            self.console.note(f"LOST: {problem}")
+        if step is None:
+            return _Position(self.engine.init(jax.random.key(seed), batch), 0, 1)
+        self.console.note(f"resuming from step {step}: {self.checkpoints.path(step)}")
+        state = self.checkpoints.restore(step, self.engine.abstract_state(batch))
+        data = self.checkpoints.manifest(step).metadata["data"]
+        return _Position(state, step, data["next_batch"])
+
+    def going_on(self, at: _Position) -> Outcome:
+        """Trains from there to the end, or until it is stopped."""
+        with _reporting(self.folder, self.console, at.step, self.processes.is_first) as report:
+            return self._steps(at, report)
+
+    def _steps(self, at: _Position, report: Report) -> Outcome:
+        trainer, state, held_out_loss = self.folder.config.trainer, at.state, math.nan
+        step = at.step
+        for step in range(at.step + 1, trainer.steps + 1):
+            number = at.batch + step - at.step - 1
+            state, metrics = self.engine.train_batch(state, self.batch(step=number))
             report.step(step, metrics)
-            stop = processes.stop_together(should_stop())
+            stop = self.processes.stop_together(self.should_stop())
             last, metric = step == trainer.steps, None
             if (last or step % trainer.eval_interval == 0) and not stop:
                 with report.paused():
-                    metric = held_out_loss = evaluate(engine, state, held_out)
-                    report.held_out(step, held_out_loss, bigram_loss=bigram_loss)
+                    metric = held_out_loss = evaluate(self.engine, state, self.held_out)
+                    report.held_out(step, held_out_loss, bigram_loss=self.bigram_loss)
             if stop or last or step % trainer.checkpoint_interval == 0:
                 with report.paused():
-                    about["data"] = {"fingerprint": corpus.fingerprint, "next_step": step + 1}
-                    checkpoints.save(step, state, metric=metric, metadata=about)
-            for failure in checkpoints.failures():
-                console.note(f"NOT SAVED: {failure}")
+                    self._save(step, state, metric, number + 1)
+            for failure in self.checkpoints.failures():
+                self.console.note(f"NOT SAVED: {failure}")
             if stop:
                 break
-        if step == start:  # an earlier run did it all
-            held_out_loss = evaluate(engine, state, held_out)
-    ending = "finished" if step >= trainer.steps else "interrupted"
-    return Outcome(ending, step, checkpoints.path(step), held_out_loss, bigram_loss)
+        if step == at.step:  # an earlier run did it all
+            held_out_loss = evaluate(self.engine, state, self.held_out)
+        ending = "finished" if step >= trainer.steps else "interrupted"
+        path = self.checkpoints.path(step)
+        return Outcome(ending, step, path, held_out_loss, self.bigram_loss)
+
+    def _save(self, step: int, state: TrainState, metric: float | None, next_batch: int) -> None:
+        data = dict(self.about["data"]) | {"next_batch": next_batch}
+        self.checkpoints.save(
+            step, state, metric=metric, metadata=dict(self.about) | {"data": data}
+        )
 
 
 def batches(
@@ -209,20 +279,7 @@ def with_fingerprint(config: Config, corpus: Corpus) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, fingerprint=found))
 
 
-def _first_state(
-    engine: Engine, checkpoints: Checkpoints, seed: int, batch: Batch, console: Console
-) -> tuple[TrainState, int]:
-    """The newest checkpoint and its step, or a new state and 0."""
-    step, damaged = checkpoints.newest()
-    for problem in damaged:
-        console.note(f"LOST: {problem}")
-    if step is None:
-        return engine.init(jax.random.key(seed), batch), 0
-    console.note(f"resuming from step {step}: {checkpoints.path(step)}")
-    return checkpoints.restore(step, engine.abstract_state(batch)), step
-
-
-def _about(engine: Engine, config: Config, partition: Partition) -> dict[str, Any]:
+def _about(engine: Engine, config: Config, partition: Partition, corpus: Corpus) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it; nothing of it is needed to load it."""
     return {
         "partition": list(partition.boundaries),
@@ -230,6 +287,7 @@ def _about(engine: Engine, config: Config, partition: Partition) -> dict[str, An
         "mesh": dict(zip(engine.mesh.axis_names, engine.mesh.devices.shape, strict=True)),
         "versions": code_facts(),
         "config": dataclasses.asdict(config),
+        "data": {"fingerprint": corpus.fingerprint},
     }
 
 
@@ -252,6 +310,7 @@ def _reporting(
             log_interval=trainer.log_interval,
             learning_rates=np.asarray(rates).tolist(),
             most_skipped=trainer.most_skipped,
+            spike=trainer.spike,
         )
 
 
@@ -267,5 +326,6 @@ def _pointing_to(checkpoints: Checkpoints) -> Iterator[None]:
         raise Diverged(
             f"{error}. Training stops; last good checkpoint: {where}. Try a lower"
             " optimizer.learning_rate or optimizer.clip_norm; --resume must goes on from the"
-            " checkpoint with other settings."
+            " checkpoint with other settings, trainer.rollbacks with other batches.",
+            error.step,
         ) from None

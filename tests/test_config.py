@@ -171,12 +171,14 @@ def test_settings_at_odds_are_listed_all_at_once():
                 ranks=8, microbatches=8, data=2, schedule="1f1", partition="flop"
             ),
             optimizer=OptimizerConfig(warmup_steps=4000, clip_norm=0.0),
-            trainer=TrainerConfig(batch_size=40, keep_checkpoints=1, log_interval=0),
+            trainer=TrainerConfig(
+                batch_size=40, keep_checkpoints=1, log_interval=0, spike=1, rollbacks=-1
+            ),
             run=RunConfig(name="a/b"),
         ),
     )
     listed = "\n".join(problems)
-    assert len(problems) == 9
+    assert len(problems) == 11
     assert "8 x 2 = 16; try 32 or 48." in listed
     assert "model.width: got 100, which 8 heads do not divide; try width 96 or 104" in listed
     assert "pipeline.ranks: got 8, more than the pipeline's 4 layers" in listed
@@ -184,6 +186,8 @@ def test_settings_at_odds_are_listed_all_at_once():
     assert "optimizer.warmup_steps: got 4000, expected 0 to trainer.steps = 1000." in listed
     assert "optimizer.clip_norm: got 0.0" in listed
     assert "trainer.keep_checkpoints: got 1, expected at least 2" in listed
+    assert "trainer.spike: got 1, expected more than 1, or null." in listed
+    assert "trainer.rollbacks: got -1, expected 0 or more." in listed
     assert "trainer.log_interval: got 0, expected at least 1." in listed
     assert "run.name: got 'a/b'" in listed
 

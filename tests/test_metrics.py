@@ -191,13 +191,14 @@ class Lazy:
         return self.value
 
 
-def a_report(sink, log_interval=1):
+def a_report(sink, log_interval=1, spike=None):
     return Report(
         PlainConsole(9, io.StringIO()),
         Sinks({"memory": lambda: sink}),
         tokens_per_step=8,
         log_interval=log_interval,
-        learning_rates=[0.1 * step for step in range(1, 10)],
+        learning_rates=[0.1 * step for step in range(1, 30)],
+        spike=spike,
     )
 
 
@@ -244,6 +245,22 @@ def test_a_loss_that_is_not_finite_is_written_and_raised_with_its_step(loss):
     with pytest.raises(Diverged, match=f"step 2 is {loss}"):
         report.step(3, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
     assert [step for step, _ in sink.written] == [1, 2]
+
+
+def test_a_loss_that_leaps_up_is_raised_once_there_are_enough_to_compare_with():
+    losses = [9.0, *[2.0] * 19, 5.9, 2.1, 6.5, 1.0]
+    report, found = a_report(Memory(), log_interval=100, spike=3.0), None
+    for step, loss in enumerate(losses, 1):
+        try:
+            report.step(step, {"loss": loss, "grad_norm": 0.5, "skipped": 0})
+        except Diverged as error:
+            found = error
+            break
+    assert found is not None and found.step == 23
+    assert str(found) == "the loss of step 23 is 6.5, 3.2 times the median of the 20 before"
+    quiet = a_report(Memory(), log_interval=100)
+    for step, loss in enumerate(losses, 1):
+        quiet.step(step, {"loss": loss, "grad_norm": 0.5, "skipped": 0})
 
 
 def test_a_held_out_loss_that_is_not_finite_is_raised():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from jaxpipe.data import read_corpus
 from jaxpipe.engine import Engine
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import Diverged, PlainConsole
-from jaxpipe.train import train, with_fingerprint
+from jaxpipe.train import batches, train, with_fingerprint
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -61,10 +62,13 @@ class PretendedEngine(NamedTuple):
     local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
-def pretended(nan_at=None, eval_nan_at=None, skipped=1):
+def pretended(nan_at=None, eval_nan_at=None, skipped=1, nan_of=None):
     def train_batch(state, batch):
         step, total = state["step"] + 1, state["total"] * 0.9 + batch["inputs"].mean()
-        loss = jnp.where(step == (nan_at or -1), jnp.nan, total / 100)
+        bad = step == (nan_at or -1)
+        if nan_of is not None:
+            bad |= jnp.all(batch["inputs"] == nan_of["inputs"])
+        loss = jnp.where(bad, jnp.nan, total / 100)
         return {"step": step, "total": total}, {
             "loss": loss,
             "grad_norm": total / 50,
@@ -245,6 +249,48 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
 
 
+def batches_of(config):
+    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
+    return batches(config, corpus)
+
+
+def test_a_run_that_diverges_goes_back_and_leaves_out_what_it_has_seen(tmp_path, text):
+    config = a_config(tmp_path, rollbacks=1)
+    batch = batches_of(config)
+    engine = pretended(nan_of=batch(step=5))
+    outcome, printed = trained(config, engine)
+    assert (outcome.ending, outcome.step) == ("finished", 8)
+    assert "ROLLED BACK: the loss of step 5 is nan" in printed
+    assert "going on from step 4, with batches from 6 on" in printed
+    # Steps 5 to 8 are of batches 6 to 9.
+    total = float(jax.random.uniform(jax.random.key(0)))
+    expected = {}
+    for step, number in enumerate([1, 2, 3, 4, 6, 7, 8, 9], 1):
+        total = total * 0.9 + batch(step=number)["inputs"].mean()
+        expected[step] = total / 100
+    assert losses_of(config) == pytest.approx(expected, rel=1e-5)
+    dropped = (tmp_path / "runs" / "run" / "metrics.jsonl.dropped").read_text()
+    assert json.loads(dropped.splitlines()[-1])["loss"] is None
+    # Cut after the rollback, it goes on with the same batches.
+    cut = a_config(tmp_path, "cut", rollbacks=1)
+    trained(cut, engine, should_stop=after(7))  # the fifth step is done twice
+    outcome, printed = trained(cut, engine)
+    assert "resuming from step 6" in printed and "ROLLED" not in printed
+    assert losses_of(cut) == losses_of(config)
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_begins_anew(tmp_path, text):
+    config = a_config(tmp_path, rollbacks=1)
+    outcome, printed = trained(config, pretended(nan_of=batches_of(config)(step=1)))
+    assert outcome.ending == "finished"
+    assert "going on from step 0, with batches from 2 on" in printed
+
+
+def test_a_run_goes_back_so_often_and_then_ends(tmp_path, text):
+    with pytest.raises(Diverged, match=r"the loss of step 5 is nan.*last good checkpoint"):
+        trained(a_config(tmp_path, rollbacks=2), pretended(nan_at=5))
+
+
 def test_steps_that_may_be_skipped_are_written_and_training_goes_on(tmp_path, text):
     config = a_config(tmp_path, log_interval=8, most_skipped=2)
     outcome, printed = trained(config, pretended(nan_at=5, skipped=2))
@@ -318,8 +364,8 @@ trainer: {steps: 8, batch_size: 4, log_interval: 1, eval_batches: 1, checkpoint_
 """
 
 
-def cli(tmp_path, *options):
-    """Runs `jaxpipe train` on a tiny model in its own process."""
+def cli(tmp_path, *options, start: Any = None):
+    """Runs `jaxpipe train` on a tiny model in its own process, or starts it."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     settings = {
         "data.directory": tmp_path / "text",
@@ -329,13 +375,27 @@ def cli(tmp_path, *options):
     }
     flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")}
-    return subprocess.run(
-        [sys.executable, "-m", "jaxpipe", "train", str(tmp_path / "tiny.yaml"), *flags, *options],
-        env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = [sys.executable, "-m", "jaxpipe", "train", str(tmp_path / "tiny.yaml")]
+    command += [*flags, *options]
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    how: dict[str, Any] = dict(env=environment, text=True)
+    how |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return start(command, **how) if start else subprocess.run(command, timeout=240, **how)
+
+
+def test_a_signal_that_comes_while_it_compiles_saves_the_first_step(tmp_path, text):
+    started: Any = cli(tmp_path, "--trainer.steps", "5000", start=subprocess.Popen)
+    with started:
+        for line in started.stdout:
+            if line.startswith("neighbours that share"):  # what follows is compiled
+                break
+        started.send_signal(signal.SIGTERM)
+        out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err
+    assert "interrupted; the same command goes on" in out
+    [saved] = (tmp_path / "runs" / "gpt-stdlib" / "checkpoints").glob("step_*")
+    assert saved.name == "step_00000001" and str(saved) in out
+    assert (saved / "MANIFEST.json").exists()
 
 
 def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):

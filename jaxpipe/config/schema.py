@@ -137,7 +137,13 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk, at least 2."""
     most_skipped: int = 20
-    """Steps in a row that may be skipped for gradients that are not finite; one more ends it."""
+    """Steps in a row that may be skipped for gradients that are not finite; with one more, training
+    has diverged."""
+    spike: float | None = None
+    """A loss of more than so many times the median of the last 20 has diverged; null: none has."""
+    rollbacks: int = 0
+    """How many times a run that has diverged goes back to its newest checkpoint, and on from there
+    with batches that it has not seen; after that, it ends."""
 
 
 @dataclass(frozen=True)

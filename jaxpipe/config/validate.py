@@ -74,6 +74,10 @@ def _ranges(config: Config) -> Iterator[str]:
         )
     if trainer.most_skipped < 0:
         yield f"trainer.most_skipped: got {trainer.most_skipped}, expected 0 or more."
+    if trainer.rollbacks < 0:
+        yield f"trainer.rollbacks: got {trainer.rollbacks}, expected 0 or more."
+    if trainer.spike is not None and not trainer.spike > 1:
+        yield f"trainer.spike: got {trainer.spike}, expected more than 1, or null."
     if not 0 <= trainer.seed < 2**32:
         yield f"trainer.seed: got {trainer.seed}, expected 0 to 2**32 - 1."
     if isinstance(pipeline.remat, int) and pipeline.remat < 1:

@@ -1,7 +1,9 @@
 """What a training loop says about its steps, without making the devices wait."""
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,11 +12,21 @@ from jaxpipe.metrics.console import Console
 from jaxpipe.metrics.sink import Sinks
 from jaxpipe.metrics.throughput import Throughput
 
+_REMEMBERED = 20  # losses that a new one is compared with
+
 
 class Diverged(FloatingPointError):
-    """Losses or gradients that are not numbers, or infinite."""
+    """Losses or gradients that are not numbers, or infinite; or a loss that has leapt up.
+
+    Attributes:
+      step: where that was seen.
+    """
 
     exit_code = 3
+
+    def __init__(self, problem: str, step: int) -> None:
+        super().__init__(problem)
+        self.step = step
 
 
 class Report:
@@ -33,6 +45,7 @@ class Report:
         log_interval: int,
         learning_rates: Sequence[float],
         most_skipped: int = 0,
+        spike: float | None = None,
     ) -> None:
         """Starts the clock.
 
@@ -44,10 +57,12 @@ class Report:
           log_interval: steps between two lines.
           learning_rates: of each step, the first one's first.
           most_skipped: how many steps in a row may have been skipped.
+          spike: a loss of more than so many times the median of the last ones has diverged.
         """
         self._console, self._sinks = console, sinks
         self._tokens_per_step, self._log_interval = tokens_per_step, log_interval
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
+        self._spike, self._losses = spike, deque[float](maxlen=_REMEMBERED)
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
@@ -87,7 +102,8 @@ class Report:
                 else "loss of step {} is {}"
             )
             row = f", and neither were those of {skipped - 1} steps before" if skipped > 1 else ""
-            raise Diverged("the " + what.format(step, loss) + row)
+            raise Diverged("the " + what.format(step, loss) + row, step)
+        self._check_spike(step, loss)
 
     def held_out(self, step: int, loss: float, **others: float) -> None:
         """Takes the loss on held-out text after a step, and what it is to be compared with.
@@ -97,7 +113,20 @@ class Report:
         """
         self._write(step, {"held_out_loss": loss, **others, "seconds": self._seconds()})
         if not math.isfinite(loss):
-            raise Diverged(f"the held-out loss after step {step} is {loss}")
+            raise Diverged(f"the held-out loss after step {step} is {loss}", step)
+
+    def _check_spike(self, step: int, loss: float) -> None:
+        if self._spike is None or not math.isfinite(loss):
+            return
+        if len(self._losses) == _REMEMBERED:
+            usual = statistics.median(self._losses)
+            if loss > self._spike * usual:
+                raise Diverged(
+                    f"the loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of"
+                    f" the {_REMEMBERED} before",
+                    step,
+                )
+        self._losses.append(loss)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
