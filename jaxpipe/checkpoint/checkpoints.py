@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,8 @@ from jaxpipe.checkpoint.load import Reader, load, sources
 from jaxpipe.checkpoint.manifest import Manifest, entries, wrong_sums
 from jaxpipe.checkpoint.retention import Retention
 from jaxpipe.checkpoint.snapshot import Block, snapshot
-from jaxpipe.checkpoint.zarr import SUMS, FileSum, Saved, SavedHandler
+from jaxpipe.checkpoint.sums import sums
+from jaxpipe.checkpoint.zarr import Saved, SavedHandler
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
 PyTree = Any
@@ -184,7 +184,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
                 folder = self.path(manifest.step)
-                dataclasses.replace(manifest, files=_sums(folder)).write(folder)
+                dataclasses.replace(manifest, files=sums(folder)).write(folder)
             self._last_failure = None
         except Exception as error:
             self._failed(manifest.step, str(error))
@@ -356,25 +356,3 @@ def _check_has_value(contents: Contents, key: str) -> None:
             f"{key} is not read, and `like` is abstract there; expected arrays. Give a state as"
             " engine.init makes it."
         )
-
-
-def _sums(folder: Path) -> dict[str, FileSum]:
-    """What all files of a checkpoint hold, as each process has found what it wrote.
-
-    Raises:
-      CheckpointError: a process could not write its part.
-    """
-    state, files = folder / STATE, {}
-    for index in range(jax.process_count()):
-        try:
-            note = json.loads((state / SUMS / f"{index}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            note = {"problem": "did not finish its part", "files": {}}
-        if note["problem"] is not None:
-            raise CheckpointError(f"process {index}: {note['problem']}")
-        files |= {f"{STATE}/{name}": FileSum(*found) for name, found in note["files"].items()}
-    for path in sorted(state.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in files:  # what Orbax adds
-            files[name] = FileSum.of(path)
-    return files

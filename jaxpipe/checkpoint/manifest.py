@@ -104,9 +104,9 @@ class Manifest:
         sync(folder.parent)
 
 
-def sync(folder: Path) -> None:
-    """Has the names in a folder reach the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Has a file, or the names in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

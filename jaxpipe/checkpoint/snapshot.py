@@ -176,9 +176,8 @@ def _rows(
     step = max(1, LARGE // (layout.num_parts * spec.dtype.itemsize))
     gather = _gatherer(buffer.sharding.mesh, axes(layout, name), min(step, spec.part_size))
     for first in range(0, spec.part_size, step):
-        start = min(
-            first, max(0, spec.part_size - step)
-        )  # the last takes in some of the one before
+        # The last takes in some of the one before.
+        start = min(first, max(0, spec.part_size - step))
         found = _local_rows(gather(buffer, start), axes(layout, name)[:-1], set(places))
         yield start, found
 
