@@ -47,6 +47,12 @@ def build_engine(config: Config) -> Engine:
 
 def build_layers(config: Config) -> list[LayerSpec]:
     """The network that a configuration describes, as layers."""
+    sizes = model_sizes(config)
+    return gpt(sizes) if isinstance(sizes, GPTConfig) else llama(sizes)
+
+
+def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
+    """The sizes of the network that a configuration describes."""
     model = config.model
     shared: Any = dict(
         vocab_size=VOCABULARY,
@@ -58,8 +64,8 @@ def build_layers(config: Config) -> list[LayerSpec]:
         sequence_parallel=config.pipeline.sequence_parallel,
     )
     if model.network == "gpt":
-        return gpt(GPTConfig(sequence_length=config.data.sequence_length, **shared))
-    return llama(LlamaConfig(num_kv_heads=kv_heads(model), hidden=hidden_features(model), **shared))
+        return GPTConfig(sequence_length=config.data.sequence_length, **shared)
+    return LlamaConfig(num_kv_heads=kv_heads(model), hidden=hidden_features(model), **shared)
 
 
 def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

@@ -61,6 +61,10 @@ class CorruptCheckpointError(CheckpointError):
     """A checkpoint that is not as it was written."""
 
 
+class ConvertError(JaxpipeError):
+    """Weights that cannot be read from, or written for, another library."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown name, to append to a message.
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.build import build_engine, learning_rate
+from jaxpipe.build import build_engine, learning_rate, model_sizes
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import (
     Config,
@@ -29,6 +29,7 @@ from jaxpipe.config import (
     choose,
     validate,
 )
+from jaxpipe.convert import describe_model
 from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
 from jaxpipe.engine import Engine
 from jaxpipe.errors import ConfigError
@@ -282,6 +283,7 @@ def with_fingerprint(config: Config, corpus: Corpus) -> Config:
 def _about(engine: Engine, config: Config, partition: Partition, corpus: Corpus) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it; nothing of it is needed to load it."""
     return {
+        "model": describe_model(model_sizes(config)),
         "partition": list(partition.boundaries),
         "schedule": engine.schedule.name,
         "mesh": dict(zip(engine.mesh.axis_names, engine.mesh.devices.shape, strict=True)),

@@ -34,7 +34,7 @@ engine
 nn
 models checkpoint data metrics
 config
-build
+build convert
 train
 measurement
 cli

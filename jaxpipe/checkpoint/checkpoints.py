@@ -204,6 +204,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _failed(self, step: int, problem: str) -> None:
         if jax.process_index() == 0:
             shutil.rmtree(self.path(step), ignore_errors=True)  # room for the next one
+        problem = problem.rstrip(".")
         self._last_failure = (
             f"cannot write the checkpoint of step {step} to {self.folder}: {problem}. Older"
             f" checkpoints: {self.steps() or 'none'}."

@@ -7,7 +7,7 @@ depend on the model and the optimizer alone.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,18 @@ from jaxpipe.errors import CheckpointError
 from jaxpipe.storage import Layout, Placed
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogicalTree:
+    """Parameters, or the like, that are not on devices; to be saved only.
+
+    Attributes:
+      layers: {layer name: tree}; its leaves have a shape and a dtype, and become arrays by
+        `numpy.asarray`, one after the other.
+    """
+
+    layers: Mapping[str, Any]
 
 
 class Member(NamedTuple):
@@ -110,13 +122,15 @@ def contents_of(state: PyTree) -> Contents:
     Raises:
       CheckpointError: two leaves have the same name, or a leaf is no array.
     """
-    is_placed = lambda node: isinstance(node, Placed)
-    found, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_placed)
+    is_node = lambda node: isinstance(node, Placed | LogicalTree)
+    found, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_node)
     leaves: list[_Leaf] = []
     for number, (path, node) in enumerate(found):
         words = tuple(map(word, path))
-        if is_placed(node):
+        if isinstance(node, Placed):
             leaves += _of_placed(node.layout, words, number)
+        elif isinstance(node, LogicalTree):
+            leaves += _of_logical(node.layers, words, number)
         else:
             shape, dtype = _described(node, dotted(words))
             leaves.append(_Leaf(words, None, shape, dtype, number, None, None))
@@ -131,6 +145,13 @@ def _of_placed(layout: Layout, before: tuple[str, ...], number: int) -> Iterator
         place = None if leaf.layer is None else len(before) + keys.index(leaf.layer)
         words = (*before, *map(word, path))
         yield _Leaf(words, place, leaf.shape, leaf.dtype, number, i, leaf.layer)
+
+
+def _of_logical(layers: Mapping[str, Any], before: tuple[str, ...], number: int) -> Iterator[_Leaf]:
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(dict(layers))):
+        words = (*before, *map(word, path))
+        shape, dtype = _described(leaf, dotted(words))
+        yield _Leaf(words, len(before), shape, dtype, number, i, path[0].key)
 
 
 def _described(node: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:

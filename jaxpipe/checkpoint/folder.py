@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxpipe.checkpoint.manifest import FILE, Manifest, read_manifest, sync, wrong_sizes
+from jaxpipe.checkpoint.manifest import FILE, Manifest, checked_manifest, sync
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
 STATE = "state"
@@ -68,12 +68,9 @@ class Folder:
             raise CheckpointError(
                 f"no checkpoint of step {step} in {self.path}; known: {self.finished() or 'none'}."
             )
-        manifest = read_manifest(path)
+        manifest = checked_manifest(path)
         if manifest.step != step:
             raise CorruptCheckpointError(f"{path} holds step {manifest.step}.")
-        problems = wrong_sizes(path, manifest)
-        if problems:
-            raise CorruptCheckpointError(f"{path} is damaged:{_listed(problems)}")
         return manifest
 
     def bad(self) -> list[Path]:
@@ -148,9 +145,3 @@ class Folder:
             file.write(json.dumps(who))
             file.flush()
             yield
-
-
-def _listed(problems: list[str], most: int = 8) -> str:
-    """Problems, a line each, the first few."""
-    more = [f"and {len(problems) - most} more"] * (len(problems) > most)
-    return "".join(f"\n  {problem}" for problem in [*problems[:most], *more])

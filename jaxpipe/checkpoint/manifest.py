@@ -24,6 +24,7 @@ from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
 FORMAT, VERSION = "jaxpipe checkpoint", 1
 FILE = "MANIFEST.json"
+_SHOWN = 8  # problems in a message
 _LARGEST = 256 * 2**20  # bytes of a manifest
 _WORD = r"[A-Za-z0-9_%-]+"
 _NAME = re.compile(rf"{_WORD}(\.{_WORD})*")
@@ -143,6 +144,22 @@ def read_manifest(folder: Path) -> Manifest:
         return _checked(content)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpointError(f"{path} makes no sense: {error}.") from None
+
+
+def checked_manifest(folder: Path) -> Manifest:
+    """The same, once all files are found to be there, of the right sizes.
+
+    Raises:
+      CorruptCheckpointError: they are not, or the manifest is missing or damaged.
+      CheckpointError: it is of a newer jaxpipe.
+    """
+    manifest = read_manifest(folder)
+    problems = wrong_sizes(folder, manifest)
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
+        listed = "".join(f"\n  {problem}" for problem in [*problems[:_SHOWN], *more])
+        raise CorruptCheckpointError(f"{folder} is damaged:{listed}")
+    return manifest
 
 
 def _checked(content: Mapping[str, Any]) -> Manifest:

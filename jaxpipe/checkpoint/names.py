@@ -24,6 +24,15 @@ def word(key: Any) -> str:
             break
     else:
         text = str(key)
+    return spelled(text)
+
+
+def spelled(text: str) -> str:
+    """A text as one word.
+
+    >>> spelled("a.b")
+    'a%2Eb'
+    """
     return "".join(c if _PLAIN.match(c) else f"%{ord(c):02X}" for c in text) or "%"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxpipe.checkpoint.contents import Array, Contents
+from jaxpipe.checkpoint.contents import Array, Contents, LogicalTree
 from jaxpipe.errors import CheckpointError
 from jaxpipe.mesh import PIPE, TENSOR
 from jaxpipe.storage import Layout, Placed, axes
@@ -28,11 +28,11 @@ class Block(NamedTuple):
 
     Attributes:
       place: where it lies in the array as it is written.
-      value: its elements.
+      value: its elements, or what becomes them by `numpy.asarray`.
     """
 
     place: tuple[slice, ...]
-    value: np.ndarray
+    value: Any
 
 
 class _Piece(NamedTuple):
@@ -60,13 +60,29 @@ def snapshot(contents: Contents) -> dict[str, list[Block]]:
         if isinstance(node, Placed):
             for piece, value in _values(node, _own_pieces(contents, number, node)):
                 blocks[piece.array.name].append(Block(_index(node.layout, piece), value))
+        elif isinstance(node, LogicalTree) and jax.process_index() == 0:
+            for array, block in _logical_blocks(contents, number, node):
+                blocks[array.name].append(block)
     for array in contents.arrays:
         member, node = array.members[0], contents.nodes[array.members[0].node]
+        if isinstance(node, LogicalTree):
+            continue
         free = not isinstance(node, Placed) or node.layout.leaves[member.leaf or 0].rank is None
         if free and jax.process_index() == 0:
             value = node if member.leaf is None else _shared(node, member.leaf)
             blocks[array.name].append(Block((), _on_host(value, array.name)))
     return blocks
+
+
+def _logical_blocks(
+    contents: Contents, number: int, node: LogicalTree
+) -> Iterator[tuple[Array, Block]]:
+    leaves = jax.tree.leaves(dict(node.layers))
+    for array in contents.arrays:
+        for i, member in enumerate(array.members):
+            if member.node == number and member.leaf is not None:
+                place = (slice(i, i + 1), *(slice(0, size) for size in array.shape))
+                yield array, Block(place, leaves[member.leaf])
 
 
 def _shared(node: Placed, leaf: int) -> Any:

@@ -198,7 +198,7 @@ async def _write(folder: Path, saved: Saved, limit: asyncio.Semaphore) -> dict[s
                 settings = ts.Spec(spec(folder, saved.stored))
                 store = await ts.open(settings, open=True, assume_metadata=True)
             await store[block.place].write(
-                block.value.reshape(store[block.place].shape),
+                np.asarray(block.value).reshape(store[block.place].shape),
                 can_reference_source_data_indefinitely=True,
             )
             for name in _files(saved, block):

@@ -1,4 +1,4 @@
-"""`jaxpipe train`, `timeline`, `draw`, `inspect`, `verify`: reads a command line and runs it.
+"""The commands of `jaxpipe`: reads a command line and runs it.
 
 Exit codes: 0, all went well, or SIGTERM came and the run is saved; 1, an error that nobody
 expected, a process that was lost, a damaged checkpoint that was inspected or verified, or a wrong
@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from jaxpipe import __version__
+from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.inspect import Inspect, Verify
 from jaxpipe.cli.timeline import DrawTimeline
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
 
 
-def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw | Inspect | Verify:
+def _parse(
+    argv: Sequence[str], config: Config
+) -> Train | DrawTimeline | Draw | Inspect | Verify | Export | Import:
     train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
     timeline = tyro.conf.subcommand(
         "timeline", default=DrawTimeline(file=tyro.MISSING, config=config)
@@ -60,6 +63,8 @@ def _parse(argv: Sequence[str], config: Config) -> Train | DrawTimeline | Draw |
         | Annotated[Draw, drawing]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
     )
     return tyro.cli(
         commands,  # pyright: ignore[reportArgumentType]

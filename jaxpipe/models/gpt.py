@@ -48,6 +48,7 @@ class GPTConfig:
       num_heads: attention heads per block; `width` is a multiple of it.
       sequence_length: the longest sequence, in tokens: that many positions are learned.
       mlp_ratio: hidden features of the MLP, in units of `width`.
+      norm_eps: what norms add to the variance.
       dropout: the probability of dropping a feature of what attention and MLP add, in training.
       tied: whether the logits are products with the vectors of the token ids.
       sequence_parallel: whether activations are cut along time between the layers, where the
@@ -70,6 +71,7 @@ class GPTConfig:
     num_heads: int = 4
     sequence_length: int = 128
     mlp_ratio: int = 4
+    norm_eps: float = 1e-6
     dropout: float = 0.0
     tied: bool = False
     sequence_parallel: bool = False
@@ -83,6 +85,8 @@ class GPTConfig:
         ]
         if self.num_heads > 0 and self.width % self.num_heads:
             problems.append(f"width={self.width} is no multiple of num_heads={self.num_heads}")
+        if not self.norm_eps > 0:
+            problems.append(f"norm_eps={self.norm_eps} is not above 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} is not in [0, 1)")
         if problems:
@@ -107,7 +111,7 @@ def gpt(config: GPTConfig, packed: bool = False) -> list[LayerSpec]:
 
     >>> gpt(GPTConfig(num_layers=2, width=8))[0]
     LayerSpec(Embed, GPTConfig(vocab_size=256, width=8, num_layers=2, num_heads=4, \
-sequence_length=128, mlp_ratio=4, dropout=0.0, tied=False, sequence_parallel=False))
+sequence_length=128, mlp_ratio=4, norm_eps=1e-06, dropout=0.0, tied=False, sequence_parallel=False))
     """
     side = ("segment_ids",) if packed else ()
     blocks = [LayerSpec(Block, config, batch_inputs=side) for _ in range(config.num_layers)]
@@ -121,7 +125,7 @@ sequence_length=128, mlp_ratio=4, dropout=0.0, tied=False, sequence_parallel=Fal
         token(),
         LayerSpec(Position, config, batch_inputs=side),
         *blocks,
-        LayerSpec(LayerNorm, sequence_parallel=cut),
+        LayerSpec(LayerNorm, config.norm_eps, sequence_parallel=cut),
         token(forward_fn=Embedding.attend),
     ]
 
@@ -191,13 +195,14 @@ class Block(nn.Module):
             name="mlp",
         )
         dropout = Dropout(config.dropout, sequence_parallel=cut)
+        norm = functools.partial(LayerNorm, config.norm_eps, sequence_parallel=cut)
 
         # As matrices, but where a cut needs to know which dim is time.
         tokens = x if is_cut(cut) else x.reshape(-1, config.width)
-        read = LayerNorm(sequence_parallel=cut, name="attention_norm")(tokens)
+        read = norm(name="attention_norm")(tokens)
         mixed = attention(read.reshape(x.shape), segment_ids=segment_ids)
         tokens = tokens + dropout(mixed.reshape(tokens.shape), train=train)
-        read = LayerNorm(sequence_parallel=cut, name="mlp_norm")(tokens)
+        read = norm(name="mlp_norm")(tokens)
         return (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
 
 
@@ -216,7 +221,7 @@ class Head(nn.Module):
         """`[batch, time, width]` to logits `[batch, time, vocab]`, cut over the vocabulary."""
         cut, size = self.config.sequence_parallel, self.config.vocab_size
         tokens = x if is_cut(cut) else x.reshape(-1, self.config.width)
-        tokens = LayerNorm(sequence_parallel=cut, name="norm")(tokens)
+        tokens = LayerNorm(self.config.norm_eps, cut, name="norm")(tokens)
         logits = ColumnDense(size, use_bias=False, sequence_parallel=cut, name="logits")(tokens)
         return logits.reshape(len(x), -1, logits.shape[-1])
 
