@@ -55,13 +55,12 @@ class Reader:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
         self._stores: dict[str, Any] = {}
-        self._memory = np.empty(0, np.uint8)
         # One block is read at a time: more threads would only keep more memory.
         few = {name: {"limit": 1} for name in ("file_io_concurrency", "data_copy_concurrency")}
         self._context = ts.Context(few)
 
     def read(self, source: Source, index: Sequence[slice]) -> np.ndarray:
-        """A block of a member, which stands until the next one is read.
+        """A block of a member.
 
         Raises:
           CorruptCheckpointError: it is not as it was written.
@@ -74,20 +73,10 @@ class Reader:
                 self._stores[name] = ts.open(
                     settings, open=True, read=True, assume_metadata=True, context=self._context
                 ).result()
-            wanted = self._stores[name][(*at, *index)]
-            found = self._room(wanted)
-            ts.array(found).write(wanted).result()
+            found = self._stores[name][(*at, *index)].read().result()
         except (ValueError, OSError) as error:
             raise CorruptCheckpointError(f"{self._folder / name} cannot be read: {error}") from None
         return found.reshape(found.shape[1:]) if source.entry.layered else found
-
-    def _room(self, wanted: Any) -> np.ndarray:
-        """The same memory for every block: what is freed here and there does not all come back."""
-        dtype = wanted.dtype.numpy_dtype
-        size = wanted.size * dtype.itemsize
-        if self._memory.size < size:
-            self._memory = np.empty(size, np.uint8)
-        return self._memory[:size].view(dtype).reshape(wanted.shape)
 
 
 def sources(manifest: Manifest) -> dict[str, Source]:
