@@ -330,7 +330,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             begin = f"{part}."
             saved = {k.removeprefix(begin): v for k, v in saved.items() if k.startswith(begin)}
         contents = contents_of(like)
-        found = match(contents, saved, str(self.path(step)), partial=partial, cast=cast).found
+        found = match(contents, saved, str(self.path(step)), partial=partial, cast=cast)
         for key in contents.members().keys() - found.keys():
             _check_has_value(contents, key)
         return load(contents, found, Reader(self.path(step) / STATE, manifest))

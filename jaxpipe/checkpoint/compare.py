@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,18 +13,6 @@ from jaxpipe.errors import CheckpointError
 _SHOWN = 8  # in a message
 
 
-class Match(NamedTuple):
-    """What is to be read.
-
-    Attributes:
-      found: {key of the state's member: where it is}.
-      skipped: what the state or the checkpoint has, and the patterns let pass.
-    """
-
-    found: dict[str, Source]
-    skipped: list[str]
-
-
 def match(
     contents: Contents,
     saved: dict[str, Source],
@@ -33,7 +20,7 @@ def match(
     *,
     partial: Sequence[str] = (),
     cast: bool = False,
-) -> Match:
+) -> dict[str, Source]:
     """Finds every member of a state in a checkpoint.
 
     Args:
@@ -44,10 +31,13 @@ def match(
         in the checkpoint: there the state keeps what it has.
       cast: whether floats may become floats of another precision.
 
+    Returns:
+      {key of the state's member: where it is}, of all that are to be read.
+
     Raises:
       CheckpointError: anything else is missing, too much, or of another shape or dtype.
     """
-    problems, found, skipped = [], {}, []
+    problems, found = [], {}
     members = contents.members()
     for key in sorted(saved.keys() | members.keys()):
         source, member = saved.get(key), members.get(key)
@@ -55,9 +45,7 @@ def match(
         need = member and (member[0].shape, member[0].dtype)
         if source is not None and (have == need or (cast and _may_cast(have, need))):
             found[key] = source
-        elif any(fnmatch.fnmatchcase(key, pattern) for pattern in partial):
-            skipped.append(key)
-        else:
+        elif not any(fnmatch.fnmatchcase(key, pattern) for pattern in partial):
             problems.append(f"{key}: saved {_said(have)}, expected {_said(need)}")
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
@@ -67,7 +55,7 @@ def match(
             " it was saved with; or let names pass by partial=[...] (there the run keeps its own"
             " values), and other precisions by cast=True."
         )
-    return Match(found, skipped)
+    return found
 
 
 def _may_cast(have: tuple | None, need: tuple | None) -> bool:

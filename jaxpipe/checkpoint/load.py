@@ -4,7 +4,6 @@ Rows are made in place on their devices, small ones on the host before: a proces
 share of the state and one block more.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -229,4 +228,4 @@ def _updated(row: jax.Array, block: jax.Array, at: Any) -> jax.Array:
 _update = jax.jit(_updated, donate_argnums=0)
 _shaped = jax.jit(lax.reshape, donate_argnums=0, static_argnums=1)
 # JAX counts in int32: a longer row takes its places as constants.
-_update_at = functools.partial(jax.jit, donate_argnums=0, static_argnums=2)(_updated)
+_update_at = jax.jit(_updated, donate_argnums=0, static_argnums=2)

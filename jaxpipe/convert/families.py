@@ -46,14 +46,17 @@ class Family(NamedTuple):
             zeros.
         """
         found = self.rules_of(config, [layer.name for layer in build_layers(self.layers(config))])
-        if vocab_size in (None, config.vocab_size):
+        if vocab_size is None or vocab_size == config.vocab_size:
             return found
         size = config.vocab_size
         dims = {"embedding": 0, "token": 0, "kernel": 1}
         is_vocabulary = lambda rule: rule.tensors[0].endswith(
             ("wte.weight", "embed_tokens.weight", "lm_head.weight")
         )
-        return [padded(r, size, dims[r.path[-1]]) if is_vocabulary(r) else r for r in found]
+        return [
+            padded(rule, size, dims[rule.path[-1]], vocab_size) if is_vocabulary(rule) else rule
+            for rule in found
+        ]
 
 
 FAMILIES = {

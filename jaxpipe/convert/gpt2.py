@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpipe.convert.rules import Rule, fused_qkv, same, split_qkv, turned
-from jaxpipe.errors import ConvertError
+from jaxpipe.convert.rules import Rule, check_known, fused_qkv, same, split_qkv, turned
 from jaxpipe.models import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # masks that old files have among the weights
@@ -30,12 +29,7 @@ def config_of(theirs: Mapping[str, Any]) -> GPTConfig:
         "add_cross_attention": (theirs.get("add_cross_attention", False), (False,)),
         "n_inner % n_embd": (inner % width, (0,)),
     }  # fmt: skip
-    for name, (got, known) in wanted.items():
-        if got not in known:
-            raise ConvertError(
-                f"config.json has {name} = {got!r}; expected {known[0]!r}: no layer of"
-                " jaxpipe.models.gpt computes that."
-            )
+    check_known(wanted, "jaxpipe.models.gpt")
     return GPTConfig(
         vocab_size=theirs["vocab_size"], width=width, num_layers=theirs["n_layer"],
         num_heads=theirs["n_head"], sequence_length=theirs["n_positions"],

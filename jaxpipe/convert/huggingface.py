@@ -93,11 +93,7 @@ def write_huggingface(
         for rule in own
         for name, tensor in zip(rule.tensors, rule.to_tensors(leaves[rule.key]), strict=True)
     }
-    trimmed = lambda own: {
-        name: np.ascontiguousarray(x[:size]) if len(x) > size and _is_vocabulary(name) else x
-        for name, x in make(own).items()
-    }
-    layers = [functools.partial(trimmed, own) for _, own in sorted(by_layer.items())]
+    layers = [functools.partial(make, own) for _, own in sorted(by_layer.items())]
     write_files(folder, layers, dtype)
     content = family.json_of(config) | {"vocab_size": size, "dtype": dtype or "float32"}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -160,10 +156,6 @@ def _shapes(layers: Any) -> dict[str, Any]:
     tokens = np.zeros((1, 1), np.int32)
     model = PipelineModule(layers, cross_entropy)
     return dict(model.outline({"inputs": tokens, "targets": tokens}).params)
-
-
-def _is_vocabulary(name: str) -> bool:
-    return name.endswith(("wte.weight", "embed_tokens.weight", "lm_head.weight"))
 
 
 def _whole(name: str, prefix: str) -> str:

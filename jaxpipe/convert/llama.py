@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpipe.convert.rules import Rule, fused_qkv, same, split_qkv, turned
-from jaxpipe.errors import ConvertError
+from jaxpipe.convert.rules import Rule, check_known, fused_qkv, same, split_qkv, turned
 from jaxpipe.models import LlamaConfig
 
 BUFFERS = (".rotary_emb.inv_freq",)  # that old files have among the weights
@@ -27,12 +26,9 @@ def config_of(theirs: Mapping[str, Any]) -> LlamaConfig:
         "mlp_bias": (theirs.get("mlp_bias", False), False),
         "head_dim": (theirs.get("head_dim") or width // heads, width // heads),
     }
-    for name, (got, known) in wanted.items():
-        if got != known:
-            raise ConvertError(
-                f"config.json has {name} = {got!r}; expected {known!r}: no layer of"
-                " jaxpipe.models.llama computes that."
-            )
+    check_known(
+        {name: (got, (known,)) for name, (got, known) in wanted.items()}, "jaxpipe.models.llama"
+    )
     return LlamaConfig(
         vocab_size=theirs["vocab_size"], width=width, num_layers=theirs["num_hidden_layers"],
         num_heads=heads, num_kv_heads=theirs.get("num_key_value_heads") or heads,

@@ -1,11 +1,13 @@
 """How a leaf of ours and tensors of another library are made of each other."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxpipe.checkpoint import dotted, spelled
+from jaxpipe.errors import ConvertError
 
 Arrays = Sequence[np.ndarray]
 
@@ -47,15 +49,36 @@ def turned(layer: str, path: str, tensor: str) -> Rule:
     )
 
 
-def padded(rule: Rule, size: int, dim: int) -> Rule:
-    """The same where the leaf has room for `size` ids along a dim, and the tensor for fewer."""
+def padded(rule: Rule, size: int, dim: int, ids: int) -> Rule:
+    """The same, of a leaf with room for `size` ids along a dim and a tensor of `ids` rows."""
 
     def to_leaf(tensors: Arrays) -> np.ndarray:
         leaf = rule.to_leaf(tensors)
         more = [(0, size - leaf.shape[d] if d == dim else 0) for d in range(leaf.ndim)]
         return np.pad(leaf, more)
 
-    return dataclasses.replace(rule, to_leaf=to_leaf)
+    def to_tensors(leaf: np.ndarray) -> Arrays:
+        return [np.ascontiguousarray(tensor[:ids]) for tensor in rule.to_tensors(leaf)]
+
+    return dataclasses.replace(rule, to_leaf=to_leaf, to_tensors=to_tensors)
+
+
+def check_known(settings: Mapping[str, tuple[Any, tuple[Any, ...]]], model: str) -> None:
+    """Raises unless each setting of a `config.json` is one that a model of ours has.
+
+    Args:
+      settings: {name: what it is, and what it may be}.
+      model: ours.
+
+    Raises:
+      ConvertError: names the first that is not.
+    """
+    for name, (got, known) in settings.items():
+        if got not in known:
+            raise ConvertError(
+                f"config.json has {name} = {got!r}; expected {known[0]!r}: no layer of"
+                f" {model} computes that."
+            )
 
 
 def fused_qkv(x: Arrays, kv_heads: int, features: int) -> np.ndarray:
