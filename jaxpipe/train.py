@@ -30,6 +30,7 @@ from jaxpipe.config import (
     validate,
 )
 from jaxpipe.convert import describe_model
+from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
 from jaxpipe.engine import Engine
 from jaxpipe.errors import ConfigError
@@ -89,6 +90,7 @@ def run(
     Raises:
       JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
         processes differ in what they would train.
+      CrashLoop: the last starts have all ended in the same way.
       Diverged: a loss is not finite; the message says where the last good checkpoint is.
     """
     validate(config)
@@ -130,17 +132,26 @@ def train(
     if processes.is_first:
         folder.open()
     processes.compare({"partition": str(plan[0]), "schedule": str(engine.schedule)})
+    crashes = Crashes(folder.path, by_field(folder.config) | code_facts(), processes.index)
+    crashes.check()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(crashes.noted())
         stack.callback(console.close)
-        checkpoints = Checkpoints(folder.checkpoints, keep=trainer.keep_checkpoints)
+        checkpoints = Checkpoints(
+            folder.checkpoints,
+            keep=trainer.keep_checkpoints,
+            patience=trainer.checkpoint_patience,
+        )
         stack.enter_context(checkpoints)
         stack.enter_context(_pointing_to(checkpoints))
         for path in checkpoints.open():
             console.note(f"a save that was never finished is cleared: {path}")
+        if (checkpoints.latest() or 0) < trainer.steps:
+            checkpoints.check_room(engine.abstract_state(batch(step=1)))
         about = _about(engine, folder.config, plan[0], corpus)
         run = _Run(
             engine, folder, batch, held_out, bigram_loss, checkpoints, about, console, should_stop,
-            processes,
+            processes, crashes,
         )  # fmt: skip
         at = run.newest()
         for _ in range(trainer.rollbacks):
@@ -182,6 +193,7 @@ class _Run(NamedTuple):
     console: Console
     should_stop: Callable[[], bool]
     processes: Processes
+    crashes: Crashes
 
     def newest(self) -> _Position:
         """The newest checkpoint that is sound, or a new state."""
@@ -203,17 +215,20 @@ class _Run(NamedTuple):
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
         trainer, state, held_out_loss = self.folder.config.trainer, at.state, math.nan
-        step = at.step
+        step, stop = at.step, False
         for step in range(at.step + 1, trainer.steps + 1):
-            number = at.batch + step - at.step - 1
+            number, self.crashes.step = at.batch + step - at.step - 1, step
             state, metrics = self.engine.train_batch(state, self.batch(step=number))
             report.step(step, metrics)
-            stop = self.processes.stop_together(self.should_stop())
+            stop = self._stops()
             last, metric = step == trainer.steps, None
             if (last or step % trainer.eval_interval == 0) and not stop:
                 with report.paused():
-                    metric = held_out_loss = evaluate(self.engine, state, self.held_out)
-                    report.held_out(step, held_out_loss, bigram_loss=self.bigram_loss)
+                    metric = evaluate(self.engine, state, self.held_out, self._stops)
+                stop = metric is None
+                if metric is not None:
+                    held_out_loss = metric
+                    report.held_out(step, metric, bigram_loss=self.bigram_loss)
             if stop or last or step % trainer.checkpoint_interval == 0:
                 with report.paused():
                     self._save(step, state, metric, number + 1)
@@ -222,10 +237,14 @@ class _Run(NamedTuple):
             if stop:
                 break
         if step == at.step:  # an earlier run did it all
-            held_out_loss = evaluate(self.engine, state, self.held_out)
-        ending = "finished" if step >= trainer.steps else "interrupted"
-        path = self.checkpoints.path(step)
-        return Outcome(ending, step, path, held_out_loss, self.bigram_loss)
+            held_out_loss = evaluate(self.engine, state, self.held_out, self._stops)
+            stop = held_out_loss is None
+        path, ending = self.checkpoints.path(step), "interrupted" if stop else "finished"
+        loss = math.nan if held_out_loss is None or stop else held_out_loss
+        return Outcome(ending, step, path, loss, self.bigram_loss)
+
+    def _stops(self) -> bool:
+        return self.processes.stop_together(self.should_stop())
 
     def _save(self, step: int, state: TrainState, metric: float | None, next_batch: int) -> None:
         data = dict(self.about["data"]) | {"next_batch": next_batch}
@@ -257,9 +276,19 @@ def _shape(config: Config) -> dict[str, int]:
     return {"batch_size": config.trainer.batch_size, "length": config.data.sequence_length}
 
 
-def evaluate(engine: Engine, state: TrainState, batches: Sequence[Batch]) -> float:
-    """Mean loss over batches, each position weighing the same."""
-    results = [engine.eval_batch(state, batch) for batch in batches]
+def evaluate(
+    engine: Engine,
+    state: TrainState,
+    batches: Sequence[Batch],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Mean loss over batches, each position weighing the same; None if it is to stop before."""
+    results = []
+    for batch in batches:
+        results.append(engine.eval_batch(state, batch))
+        jax.block_until_ready(results[-2:-1])  # or all would be under way before the first is done
+        if should_stop():
+            return None
     weights = [float(result["weight"]) for result in results]
     sums = [float(result["loss"]) * weight for result, weight in zip(results, weights, strict=True)]
     return sum(sums) / sum(weights)

@@ -32,7 +32,7 @@ state timeline structure compiler_options
 machine
 engine
 nn
-models checkpoint data metrics
+models checkpoint data metrics crashes
 config
 build convert
 train

@@ -18,10 +18,12 @@ from jaxpipe.config import (
     PipelineConfig,
     RunConfig,
     TrainerConfig,
+    by_field,
     choose,
     differences,
     parse,
     read,
+    run_directory,
     to_yaml,
     validate,
 )
@@ -257,11 +259,29 @@ def test_a_run_that_moved_is_the_same_run(tmp_path):
 
 
 def test_another_configuration_is_refused_and_nothing_changes(tmp_path):
-    choose(a_run(tmp_path, steps=40), "auto").open()
-    message = "\n".join(problems_of(choose, a_run(tmp_path, steps=50), "auto"))
-    assert "trainer.steps: 40 -> 50" in message
+    choose(a_run(tmp_path, seed=40), "auto").open()
+    message = "\n".join(problems_of(choose, a_run(tmp_path, seed=50, steps=7), "auto"))
+    assert "trainer.seed: 40 -> 50" in message
+    assert "trainer.steps" not in message
     assert "--resume must" in message
-    assert read(tmp_path / "first" / "config.yaml").trainer.steps == 40
+    assert read(tmp_path / "first" / "config.yaml").trainer.seed == 40
+
+
+def test_how_long_where_and_how_fast_may_change(tmp_path):
+    first = a_run(tmp_path)
+    choose(first, "auto").open()
+    for name, value in by_field(first).items():
+        component, field = name.split(".")
+        other = {"ranks": 2, "steps": 7, "learning_rate": 0.5, "schedule": "zb-h1"}.get(field)
+        if other is None:
+            continue
+        part = dataclasses.replace(getattr(first, component), **{field: other})
+        chosen = choose(dataclasses.replace(first, **{component: part}), "auto")
+        assert chosen.resume and chosen.changes == (f"{name}: {value} -> {other}",)
+
+
+def test_what_may_change_are_fields():
+    assert set(run_directory._FREE) <= set(by_field(Config()))
 
 
 def test_must_continues_with_another_configuration_and_keeps_the_old_one(tmp_path):

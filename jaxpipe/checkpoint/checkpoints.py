@@ -1,26 +1,20 @@
 """The checkpoints of a run: saved in the background, kept, verified, found, loaded anywhere."""
 
 import contextlib
-import dataclasses
-import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
-from jaxpipe.checkpoint import agree
 from jaxpipe.checkpoint.compare import match
 from jaxpipe.checkpoint.contents import Contents, contents_of
 from jaxpipe.checkpoint.folder import STATE, Folder
 from jaxpipe.checkpoint.load import Reader, load, sources
-from jaxpipe.checkpoint.manifest import Manifest, entries, wrong_sums
+from jaxpipe.checkpoint.manifest import Manifest, wrong_sums
+from jaxpipe.checkpoint.meetings import Meetings
 from jaxpipe.checkpoint.retention import Retention
-from jaxpipe.checkpoint.snapshot import Block, snapshot
-from jaxpipe.checkpoint.sums import sums
-from jaxpipe.checkpoint.zarr import Saved, SavedHandler
+from jaxpipe.checkpoint.writer import Writer
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
 
 PyTree = Any
@@ -60,6 +54,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         keep: int = 2,
         keep_interval: int | None = None,
         keep_best: int = 0,
+        patience: float = 1200.0,
     ) -> None:
         """The folder need not exist.
 
@@ -68,24 +63,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
           keep: how many of the newest stay, at least 2: the newest may turn out to be damaged.
           keep_interval: those of every so many steps stay too.
           keep_best: so many with the lowest metric stay too.
+          patience: seconds that a save may take, and that processes wait for one another.
 
         Raises:
-          CheckpointError: for a `keep` below 2, or an interval or number below what makes sense.
+          CheckpointError: for a `keep` below 2, or another number below what makes sense.
         """
+        if not patience > 0:
+            raise CheckpointError(f"patience: got {patience}, expected seconds, more than 0.")
         self._folder = Folder(Path(folder))
-        self._retention = Retention(keep, keep_interval, keep_best)
-        registry = ocp.type_handlers.create_type_handler_registry((Saved, SavedHandler()))
-        handler = ocp.PyTreeCheckpointHandler(
-            use_ocdbt=False, use_zarr3=True, type_handler_registry=registry
-        )
-        self._orbax = ocp.AsyncCheckpointer(
-            handler, async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
-        )
-        self._lock = contextlib.ExitStack()
-        self._is_writer = False
-        self._thread: threading.Thread | None = None
-        self._failures: list[str] = []
-        self._last_failure: str | None = None
+        self._meetings = Meetings(patience)
+        retention = Retention(keep, keep_interval, keep_best)
+        self._writer = Writer(self._folder, retention, self._meetings, patience)
 
     @property
     def folder(self) -> Path:
@@ -113,14 +101,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Raises:
           CheckpointError: another process writes to it, or it cannot be written.
         """
-        if self._is_writer:
-            return []
-        cleared = []
-        if jax.process_index() == 0:
-            self._lock.enter_context(self._folder.lock())
-            cleared = self._folder.clean()
-        self._is_writer = True
-        return cleared
+        return self._writer.open()
+
+    def check_room(self, like: PyTree) -> None:
+        """Looks whether the disk has room for one more checkpoint.
+
+        Args:
+          like: what is to be saved; it may be abstract.
+
+        Raises:
+          CheckpointError: there is less; says how much is needed and how much there is.
+        """
+        self._writer.check_room(contents_of(like))
 
     def save(
         self,
@@ -145,86 +137,19 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Raises:
           CheckpointError: the state holds what is no array, or the folder cannot be written to.
         """
-        self.open()
-        self.wait()
-        contents = contents_of(state)
-        problem = None
-        if jax.process_index() == 0 and step not in self.steps():
-            problem = self._not_ready(step, contents)
-        if agree.of_first(step in self.steps()):
-            return
-        if agree.of_first(problem is not None):
-            self._failed(step, problem or "process 0 could not begin")
-            return
-        manifest = Manifest(step, entries(contents), {}, dict(metadata or {}) | {"metric": metric})
-        tree = _tree(manifest, snapshot(contents))
-        try:
-            self._orbax.save(self.path(step) / STATE, args=ocp.args.PyTreeSave(tree))
-        except (OSError, ValueError, RuntimeError) as error:
-            self._failed(step, str(error))
-            return
-        self._thread = threading.Thread(target=self._finish, args=(manifest,), name=str(step))
-        self._thread.start()
-
-    def _not_ready(self, step: int, contents: Contents) -> str | None:
-        """Why a save cannot begin, if so."""
-        need = sum(array.num_bytes for array in contents.arrays)
-        try:
-            free = shutil.disk_usage(self.folder).free
-            if free < need:
-                return f"it takes {need:,} bytes, and {free:,} are free"
-            self.path(step).mkdir(exist_ok=True)
-        except OSError as error:
-            return str(error)
-        return None
-
-    def _finish(self, manifest: Manifest) -> None:
-        """The rest of a save, in the background."""
-        try:
-            self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                folder = self.path(manifest.step)
-                dataclasses.replace(manifest, files=sums(folder)).write(folder)
-            self._last_failure = None
-        except Exception as error:
-            self._failed(manifest.step, str(error))
-        else:
-            self._delete_old(manifest.step)
-
-    def _delete_old(self, newest: int) -> None:
-        """Deletes what need not stay, now that this step is there."""
-        if jax.process_index() != 0:
-            return
-        for step in self._retention.superfluous(self._folder, newest):
-            try:
-                self._folder.delete(step)
-            except OSError as error:
-                self._failures.append(f"cannot delete the old checkpoint of step {step}: {error}")
-
-    def _failed(self, step: int, problem: str) -> None:
-        if jax.process_index() == 0:
-            shutil.rmtree(self.path(step), ignore_errors=True)  # room for the next one
-        problem = problem.rstrip(".")
-        self._last_failure = (
-            f"cannot write the checkpoint of step {step} to {self.folder}: {problem}. Older"
-            f" checkpoints: {self.steps() or 'none'}."
-        )
-        self._failures.append(self._last_failure)
+        self._writer.save(step, contents_of(state), dict(metadata or {}) | {"metric": metric})
 
     def wait(self) -> None:
-        """Waits until no save is going on: what was saved is there, for all processes."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        step, self._thread = int(self._thread.name), None
-        # Process 0 finishes for all of them, and knows how that went.
-        if agree.of_first(self._last_failure is not None) and self._last_failure is None:
-            self._failed(step, "process 0 could not finish it")
+        """Waits until no save is going on: what was saved is there, for all processes.
+
+        Raises:
+          CheckpointError: the storage, or another process, does not answer.
+        """
+        self._writer.wait()
 
     def failures(self) -> list[str]:
         """What went wrong with saves since this was asked last."""
-        found, self._failures = self._failures, []
-        return found
+        return self._writer.failures()
 
     def close(self) -> None:
         """Waits for the last save, and lets go of the folder.
@@ -232,21 +157,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Raises:
           CheckpointError: the last save failed.
         """
-        self.wait()
-        self._lock.close()
-        self._is_writer = False
-        self._orbax.close()
-        if self._last_failure is not None:
-            raise CheckpointError(self._last_failure)
+        self._writer.close()
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
-            return
-        with contextlib.suppress(CheckpointError):
-            if jax.process_count() == 1:  # others may be gone
-                self.wait()
-            self._lock.close()
+        else:
+            self._writer.abandon()
 
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint consists of; all its files are there.
@@ -278,12 +195,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self.wait()
         damaged, bad = [], []
         steps = sorted(self.steps())
-        while (step := agree.of_first(steps.pop() if steps else -1)) >= 0:
+        look = lambda: self._meetings.of_first(steps.pop() if steps else -1, "looked for steps")
+        while (step := look()) >= 0:
             problems = self.verify(step)
-            if not agree.anywhere(bool(problems)):
+            if not self._meetings.anywhere(bool(problems), f"verified step {step}"):
                 return Newest(step, damaged)
             where = self.path(step)
-            if self._is_writer:
+            if self._writer.is_open:
                 where = where.with_name(f"{where.name}.bad")
                 if jax.process_index() == 0:
                     where = self._folder.move_aside(step)
@@ -320,10 +238,27 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
           cast: whether floats may become floats of another precision.
 
         Raises:
-          CheckpointError: there is no such checkpoint, or it does not fit; names every misfit.
+          CheckpointError: there is no such checkpoint, or it does not fit; names every misfit. Or
+            another process could not read it.
           CorruptCheckpointError: it is damaged.
         """
         self.wait()
+        found, problem = None, None
+        try:
+            found = self._read(step, like, part, partial, cast)
+        except Exception as error:
+            problem = error
+        # Or those that have read it would wait for the others in their first step, without end.
+        elsewhere = self._meetings.anywhere(problem is not None, f"read step {step}")
+        if problem is not None:
+            raise problem
+        if elsewhere:
+            raise CheckpointError(f"another process could not read {self.path(step)}.")
+        return found
+
+    def _read(
+        self, step: int, like: PyTree, part: str | None, partial: Sequence[str], cast: bool
+    ) -> PyTree:
         manifest = self._folder.read(step)
         saved = sources(manifest)
         if part is not None:
@@ -334,18 +269,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         for key in contents.members().keys() - found.keys():
             _check_has_value(contents, key)
         return load(contents, found, Reader(self.path(step) / STATE, manifest))
-
-
-def _tree(manifest: Manifest, blocks: dict[str, list[Block]]) -> dict[str, Any]:
-    """What Orbax is given: dicts within dicts, by the words of names."""
-    tree: dict[str, Any] = {}
-    for name, entry in manifest.arrays.items():
-        *outer, last = name.split(".")
-        inside = tree
-        for word in outer:
-            inside = inside.setdefault(word, {})
-        inside[last] = Saved(entry.stored(name), blocks.pop(name))
-    return tree
 
 
 def _check_has_value(contents: Contents, key: str) -> None:

@@ -3,7 +3,8 @@
 Exit codes: 0, all went well, or SIGTERM came and the run is saved; 1, an error that nobody
 expected, a process that was lost, a damaged checkpoint that was inspected or verified, or a wrong
 schedule in a file, which the message draws; 2, something that was asked for cannot be done, and the
-message says what; 3, training diverged; 130, interrupted. Of several processes all have the same.
+message says what; 3, the last starts have all ended in one way, and another would too; 4, training
+diverged; 130, interrupted. Of several processes all have the same.
 """
 
 import os

@@ -27,8 +27,8 @@ class Train:
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """The YAML file; a run's own config.yaml starts the same run again."""
     resume: Resume = "auto"
-    """An earlier run in the same folder is continued if its configuration is the same (auto),
-    continued even if that has changed (must), or moved aside for a new one (never)."""
+    """An earlier run in the same folder is continued if it is the same model on the same batches
+    (auto), continued whatever has changed (must), or moved aside for a new one (never)."""
     processes: Launch = field(default_factory=Launch)
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 

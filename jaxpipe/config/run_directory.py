@@ -5,6 +5,7 @@ runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same
                 metrics.jsonl    one line per log interval
                 events.*         the same for TensorBoard
                 checkpoints/     the newest states of the run, a folder for each step
+                crashes.jsonl    what has ended it, if that was an exception nobody has foreseen
 """
 
 import dataclasses
@@ -17,6 +18,18 @@ from jaxpipe.config.yaml_file import read, to_yaml
 from jaxpipe.errors import ConfigError
 
 Resume = Literal["auto", "must", "never"]
+
+# What a run may change as it goes on: how long, where, how fast, and what it says and keeps.
+_FREE = (
+    *("trainer.steps", "trainer.log_interval", "trainer.eval_interval", "trainer.eval_batches"),
+    *("trainer.checkpoint_interval", "trainer.keep_checkpoints", "trainer.checkpoint_patience"),
+    *("trainer.most_skipped", "trainer.spike", "trainer.rollbacks"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.final_fraction"),
+    *("pipeline.ranks", "pipeline.data", "pipeline.tensor", "pipeline.sequence_parallel"),
+    *("pipeline.zero", "pipeline.zero_per", "pipeline.microbatches", "pipeline.schedule"),
+    *("pipeline.chunks", "pipeline.memory_limit", "pipeline.partition", "pipeline.remat"),
+)
+_FREE_BEGIN = tuple(f"{name}: " for name in _FREE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,8 @@ def choose(config: Config, resume: Resume) -> RunDirectory:
 
     Writes nothing: `RunDirectory.open` does. `resume` says what to do about an earlier run there:
 
-    - `"auto"` continues it if the configuration is the same;
+    - `"auto"` continues it if it is the same model, on the same batches, with the same optimizer;
+      how long, on which devices, and with which learning rate may change;
     - `"must"` continues it even if the configuration has changed, and refuses to start anew;
     - `"never"` starts anew and moves the earlier run aside to `name.1`, `name.2`, ...
 
@@ -91,8 +105,9 @@ def choose(config: Config, resume: Resume) -> RunDirectory:
     if resume == "never":
         return dataclasses.replace(chosen, aside=_unused(path.parent, path.name + ".", "", dash=""))
     changes = tuple(differences(read(chosen.config_file), config))
-    if changes and resume == "auto":
-        listed = "".join(f"\n  {change}" for change in changes)
+    barred = [change for change in changes if not change.startswith(_FREE_BEGIN)]
+    if barred and resume == "auto":
+        listed = "".join(f"\n  {change}" for change in barred)
         raise ConfigError(
             f"{path} holds a run of another configuration:{listed}\nChoose another --run.name,"
             " continue it as it is now with --resume must, or start anew with --resume never,"

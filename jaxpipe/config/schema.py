@@ -136,6 +136,8 @@ class TrainerConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk, at least 2."""
+    checkpoint_patience: float = 1200.0
+    """Seconds that a checkpoint may take, and that processes wait there for one another."""
     most_skipped: int = 20
     """Steps in a row that may be skipped for gradients that are not finite; with one more, training
     has diverged."""

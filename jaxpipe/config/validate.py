@@ -72,6 +72,11 @@ def _ranges(config: Config) -> Iterator[str]:
             f"trainer.keep_checkpoints: got {trainer.keep_checkpoints}, expected at least 2: with"
             " one, a disk that fills up while it is replaced leaves none."
         )
+    if not trainer.checkpoint_patience > 0:
+        yield (
+            f"trainer.checkpoint_patience: got {trainer.checkpoint_patience}, expected seconds,"
+            " more than 0."
+        )
     if trainer.most_skipped < 0:
         yield f"trainer.most_skipped: got {trainer.most_skipped}, expected 0 or more."
     if trainer.rollbacks < 0:

@@ -22,7 +22,7 @@ class Diverged(FloatingPointError):
       step: where that was seen.
     """
 
-    exit_code = 3
+    exit_code = 4
 
     def __init__(self, problem: str, step: int) -> None:
         super().__init__(problem)

@@ -247,6 +247,7 @@ def test_what_cannot_be_saved_is_said_at_once(tmp_path):
         checkpoints.save(1, ones())
         with pytest.raises(CheckpointError, match="w is object; expected an array"):
             checkpoints.save(2, {"w": object()})
+        checkpoints.wait()
         assert checkpoints.steps() == [1]
 
 

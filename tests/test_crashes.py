@@ -1,0 +1,167 @@
+"""What goes wrong around training: crashes in a row, signals at bad moments, slow or full disks."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import time
+from typing import Any
+
+import pytest
+from pretended import a_config, losses_of, pretended, saved_steps, trained
+
+from jaxpipe.checkpoint import writer
+from jaxpipe.cli.train import stop_signals
+from jaxpipe.crashes import FILE, CrashLoop
+from jaxpipe.errors import CheckpointError, ConfigError
+
+
+def failing(step: int, error: Exception | None = None) -> Any:
+    """An engine whose n-th step fails, counted over the whole run; it counts its steps."""
+    engine: Any = pretended()
+    calls = []
+
+    def train_batch(state, batch):
+        calls.append(None)
+        if int(state["step"]) + 1 == step:
+            raise error or ZeroDivisionError("the batch of this step is bad")
+        return engine.train_batch(state, batch)
+
+    return engine._replace(train_batch=train_batch), calls
+
+
+def test_a_run_that_ends_three_times_in_one_way_is_not_started_again(tmp_path, text):
+    config = a_config(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            trained(config, failing(4)[0])
+    with pytest.raises(CrashLoop, match=r"step 4 with ZeroDivisionError: the batch") as caught:
+        trained(config, failing(4)[0])
+    assert caught.value.exit_code == 3 and isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    engine, calls = failing(4)
+    with pytest.raises(CrashLoop, match="3 starts have all ended in step 4"):
+        trained(config, engine)
+    assert not calls  # refused before anything was computed
+    notes = (tmp_path / "runs" / "run" / FILE).read_text().splitlines()
+    assert len(notes) == 3 and "Traceback" in json.loads(notes[-1])["traceback"]
+
+    (tmp_path / "runs" / "run" / FILE).unlink()
+    assert trained(config)[0].ending == "finished"
+
+
+def test_a_run_that_was_changed_may_be_started_again(tmp_path, text):
+    config = a_config(tmp_path)
+    for error in (ZeroDivisionError, ZeroDivisionError, CrashLoop):
+        with pytest.raises(error):
+            trained(config, failing(4)[0])
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-5)
+    assert trained(dataclasses.replace(config, optimizer=optimizer))[0].ending == "finished"
+
+
+@pytest.mark.parametrize("other", [failing(3), failing(4, KeyError("x"))])
+def test_crashes_that_differ_do_not_add_up(tmp_path, text, other):
+    config = a_config(tmp_path)
+    for engine in (failing(4), failing(4), other, failing(4), failing(4)):
+        with pytest.raises((ZeroDivisionError, KeyError)):
+            trained(config, engine[0])
+    assert trained(config)[0].ending == "finished"
+
+
+def test_mistakes_are_no_crashes(tmp_path, text):
+    config = a_config(tmp_path)
+    for _ in range(5):
+        with pytest.raises(ConfigError):
+            trained(config, failing(2, ConfigError("a mistake"))[0])
+    assert not (tmp_path / "runs" / "run" / FILE).exists()
+
+
+def test_too_little_room_is_found_before_anything_is_computed(tmp_path, text, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    engine, calls = failing(99)
+    engine = engine._replace(init=lambda *_: calls.append("init"))
+    with pytest.raises(CheckpointError, match=r"no room .* it takes 8 bytes, and 3 are free"):
+        trained(a_config(tmp_path), engine)
+    assert not calls
+    monkeypatch.undo()
+    finished, _ = trained(a_config(tmp_path, "other"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    again, _ = trained(a_config(tmp_path, "other"))  # which saves nothing
+    assert again == finished
+
+
+def test_slow_storage_holds_up_saves_but_two_never_run_at_once(tmp_path, text, monkeypatch):
+    under_way, most, sums = [], [], writer.sums
+
+    def slow(folder):
+        under_way.append(folder)
+        most.append(len(under_way))
+        time.sleep(0.2)
+        under_way.remove(folder)
+        return sums(folder)
+
+    monkeypatch.setattr(writer, "sums", slow)
+    config = a_config(tmp_path, checkpoint_interval=1, eval_interval=8)
+    outcome, _ = trained(config)
+    assert outcome.ending == "finished" and saved_steps(config) == [7, 8]
+    assert most == [1] * 8
+
+
+def signalled(config, engine) -> tuple[Any, str]:
+    """Trains, with the handlers of `jaxpipe train`."""
+    with stop_signals() as asked:
+        return trained(config, engine, should_stop=lambda: bool(asked))
+
+
+def test_a_signal_while_it_evaluates_ends_that_and_saves(tmp_path, text):
+    engine: Any = pretended()
+    calls = []
+
+    def eval_batch(state, batch):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return engine.eval_batch(state, batch)
+
+    config = a_config(tmp_path, eval_batches=6)
+    outcome, _ = signalled(config, engine._replace(eval_batch=eval_batch))
+    assert (outcome.ending, outcome.step, len(calls)) == ("interrupted", 3, 2)
+    assert saved_steps(config) == [2, 3]
+    assert trained(config)[0].ending == "finished"
+    whole = a_config(tmp_path, "whole", eval_batches=6)
+    trained(whole)
+    assert losses_of(config) == losses_of(whole)
+
+
+def test_a_signal_while_the_last_state_is_evaluated_leaves_that_to_the_next_start(tmp_path, text):
+    engine: Any = pretended()
+
+    def eval_batch(state, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return engine.eval_batch(state, batch)
+
+    config = a_config(tmp_path, eval_interval=8, eval_batches=6)
+    outcome, _ = signalled(config, engine._replace(eval_batch=eval_batch))
+    assert (outcome.ending, outcome.step) == ("interrupted", 8)
+    outcome, _ = trained(config)
+    assert outcome.ending == "finished" and outcome.held_out_loss > 0
+
+
+def test_a_signal_while_it_saves_ends_with_both_states_saved(tmp_path, text, monkeypatch):
+    sums = writer.sums
+
+    def signal_and(folder):
+        if folder.name.endswith("4"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        return sums(folder)
+
+    monkeypatch.setattr(writer, "sums", signal_and)
+    config = a_config(
+        tmp_path, steps=400, checkpoint_interval=4, eval_interval=400, keep_checkpoints=9
+    )
+    outcome, _ = signalled(config, pretended())
+    assert outcome.ending == "interrupted" and 4 < outcome.step < 400
+    assert saved_steps(config)[0] == 4 and saved_steps(config)[-1] == outcome.step
