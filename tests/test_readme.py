@@ -184,3 +184,11 @@ def test_the_table_of_what_auto_finds_is_real(capsys):
         lines = map(str.split, capsys.readouterr().out.splitlines())
         assert [stages, found] in [[line[2], line[5]] for line in lines if "auto" in line]
         assert float(found) < float(makespan)
+
+
+def test_the_faults_that_documents_speak_of_are_tested():
+    document = (REPOSITORY / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", document)
+    assert len(named) > 40
+    for file, name in named:
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(), f"{file}::{name}"

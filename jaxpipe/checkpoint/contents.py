@@ -20,6 +20,8 @@ from jaxpipe.storage import Layout, Placed
 
 PyTree = Any
 
+_LONGEST = 240  # characters; file systems have 255 bytes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogicalTree:
@@ -120,7 +122,8 @@ def contents_of(state: PyTree) -> Contents:
       state: any tree of placed trees and arrays; may be abstract.
 
     Raises:
-      CheckpointError: two leaves have the same name, or a leaf is no array.
+      CheckpointError: two leaves have the same name, or one that is too long, or a leaf is no
+        array.
     """
     is_node = lambda node: isinstance(node, Placed | LogicalTree)
     found, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_node)
@@ -178,6 +181,11 @@ def _stacked(leaves: Sequence[_Leaf]) -> Iterator[Array]:
             words[leaf.place] = groups[leaf.node, leaf.layer or ""]
         arrays.setdefault(dotted(words), []).append(leaf)
     for name, members in arrays.items():
+        if len(name) > _LONGEST:
+            raise CheckpointError(
+                f"the name {name[:30]}... has {len(name)} characters, expected at most {_LONGEST}:"
+                " it is a folder's. Give layers, or the keys of the tree, shorter names."
+            )
         layered = members[0].place is not None
         members.sort(key=lambda leaf: in_order(leaf.layer or ""))
         keys = [dotted(leaf.words) for leaf in members]

@@ -173,7 +173,7 @@ async def _write_all(todo: list[tuple[Saved, Any]]) -> None:
             files |= found
     # A process that fails would keep the others waiting: it says so where the first one looks.
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}".partition(" [tensorstore_spec=")[0]
         for saved, _ in todo:
             saved.blocks.clear()
     note = {"problem": problem, "files": files}

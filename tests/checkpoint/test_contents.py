@@ -106,6 +106,15 @@ def test_names_that_would_be_one_are_refused():
         contents_of(clash)
 
 
+def test_names_that_are_no_files_are_refused():
+    deep = np.zeros(1)
+    for _ in range(130):
+        deep = {"a": deep}
+    for state in (deep, {"a": {"x" * 300: np.zeros(1)}}):
+        with pytest.raises(CheckpointError, match=r"has (259|302) characters, expected at most"):
+            contents_of(state)
+
+
 @pytest.mark.parametrize("leaf", ["a word", object()])
 def test_what_is_no_array_is_refused(leaf):
     with pytest.raises(CheckpointError, match=r"a\.b is .*expected an array"):
