@@ -11,6 +11,7 @@ until the checkpoint is there; and train steps while one is written, against oth
 """
 
 import argparse
+import ctypes
 import os
 import socket
 import statistics
@@ -106,6 +107,7 @@ def one_process(index: int, port: int, folder: Path) -> None:
 
 def start_of_peak() -> int:
     """Forgets the highest resident memory so far; what it is now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would count as there already
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 

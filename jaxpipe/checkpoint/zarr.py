@@ -23,7 +23,7 @@ from jaxpipe.checkpoint.contents import Array, Contents
 from jaxpipe.checkpoint.snapshot import Block
 from jaxpipe.storage import Placed
 
-SMALL, LARGE = 4 * 2**20, 64 * 2**20  # bytes of the chunks of small and of large states
+SMALL, LARGE = 2**20, 64 * 2**20  # bytes of the chunks of small and of large states
 FILES = 2000  # that a state is cut into, more or less, if its chunks are neither
 SUMS = "sums"  # the folder of what each process wrote
 _AT_ONCE = 4  # blocks of a process that are written at the same time
@@ -114,11 +114,12 @@ def chunk_shape(array: Array, piece: Sequence[int], most: int = SMALL) -> tuple[
 
     >>> array = Array("w", (4096, 4096), np.dtype("float32"), (), True)
     >>> chunk_shape(array, (4096, 1024)), chunk_shape(array, (4096, 4096))
-    ((1, 1024, 1024), (1, 256, 4096))
+    ((1, 256, 1024), (1, 64, 4096))
     """
     room, chunk = most // array.dtype.itemsize, []
     for size, whole in zip(reversed(piece), reversed(array.shape), strict=True):
         most = max(1, min(size, room))
+        most = -(-size // max(1, -(-size // most)))  # the last chunk takes as much as the others
         if size != whole:  # pieces begin at multiples of their size, and so must chunks
             most = max(n for n in range(1, most + 1) if size % n == 0)
         chunk.append(most)
