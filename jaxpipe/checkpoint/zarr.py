@@ -119,7 +119,8 @@ def chunk_shape(array: Array, piece: Sequence[int], most: int = SMALL) -> tuple[
     room, chunk = most // array.dtype.itemsize, []
     for size, whole in zip(reversed(piece), reversed(array.shape), strict=True):
         most = max(1, min(size, room))
-        most = -(-size // max(1, -(-size // most)))  # the last chunk takes as much as the others
+        if size:  # evenly: the last chunk takes as much room as the others
+            most = -(-size // -(-size // most))
         if size != whole:  # pieces begin at multiples of their size, and so must chunks
             most = max(n for n in range(1, most + 1) if size % n == 0)
         chunk.append(most)
