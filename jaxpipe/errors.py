@@ -37,6 +37,10 @@ class BatchError(JaxpipeError):
     """A batch with missing fields, unequal or indivisible sizes, or values out of range."""
 
 
+class DataError(JaxpipeError):
+    """Text, tokens or records that cannot be read, or are none that can be trained on."""
+
+
 class MeshError(JaxpipeError):
     """A mesh without the axes or the devices that are needed."""
 

@@ -1,0 +1,192 @@
+"""Tokens on disk, in files that are mapped into memory: any window is reached at once.
+
+tokens/tokens.bin   ids one after another, uint8, uint16 or uint32
+       ends.bin     uint64: after which token each document ends
+       tokens.json  how many there are, of what, and a checksum of each file; written last
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxpipe.errors import DataError
+
+_INDEX, _IDS, _ENDS = "tokens.json", "tokens.bin", "ends.bin"
+_VERSION = 1
+
+
+class Tokens(NamedTuple):
+    """Documents of ids, one after another.
+
+    Attributes:
+      ids: [tokens], of an unsigned type.
+      ends: uint64 [documents], rising: after which token each ends; the last is all of them.
+      vocab_size: ids are below it.
+      fingerprint: equal for equal tokens.
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+    vocab_size: int
+    fingerprint: str
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The smallest type that holds all ids.
+
+    >>> id_type(256), id_type(50257), id_type(128256)
+    (dtype('uint8'), dtype('uint16'), dtype('uint32'))
+    """
+    return np.min_scalar_type(max(vocab_size - 1, 1))
+
+
+def write_tokens(
+    folder: Path,
+    documents: Iterable[np.ndarray],
+    vocab_size: int,
+    about: dict[str, Any] | None = None,
+) -> Tokens:
+    """Writes documents, a few at a time; the folder is there when all of it is.
+
+    Args:
+      folder: to write; replaced if it is there.
+      documents: integers [tokens] each.
+      vocab_size: ids are below it.
+      about: what else to write down.
+
+    Raises:
+      DataError: an id is out of range, or there is none at all.
+    """
+    dtype, total, ends = id_type(vocab_size), 0, []
+    making = folder.with_name(f"{folder.name}.making-{os.getpid()}")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    crc = 0
+    with (making / _IDS).open("wb") as file:
+        for number, ids in enumerate(documents):
+            if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+                raise DataError(
+                    f"document {number} has ids from {ids.min()} to {ids.max()}; expected 0 to"
+                    f" {vocab_size - 1}."
+                )
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            crc, total = zlib.crc32(data, crc), total + ids.size
+            ends.append(total)
+    if not total:
+        shutil.rmtree(making)
+        raise DataError("there are no tokens at all; expected text.")
+    bounds = np.array(ends, np.uint64).tobytes()
+    (making / _ENDS).write_bytes(bounds)
+    sums = {_IDS: crc, _ENDS: zlib.crc32(bounds)}
+    index = {
+        "version": _VERSION,
+        "dtype": dtype.name,
+        "vocab_size": vocab_size,
+        "num_tokens": total,
+        "num_documents": len(ends),
+        "crc32": sums,
+        "about": about or {},
+    }
+    (making / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+    return open_tokens(folder)
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """Maps tokens that `write_tokens` wrote.
+
+    Raises:
+      DataError: the folder is none of these, or its files are not of the sizes they should be.
+    """
+    index = tokens_index(folder)
+    dtype, total = np.dtype(index["dtype"]), index["num_tokens"]
+    ids = _mapped(folder / _IDS, dtype, total)
+    ends = _mapped(folder / _ENDS, np.dtype(np.uint64), index["num_documents"])
+    fingerprint = "-".join(f"{index['crc32'][name]:08x}" for name in (_IDS, _ENDS))
+    return Tokens(ids, ends, index["vocab_size"], f"{total}-{fingerprint}")
+
+
+def tokens_index(folder: Path) -> dict[str, Any]:
+    """What `tokens.json` says.
+
+    Raises:
+      DataError: there is none.
+    """
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is no folder of tokens: {error}.") from None
+    if index.get("version") != _VERSION:
+        raise DataError(
+            f"{folder / _INDEX}: got version {index.get('version')}, expected {_VERSION}."
+        )
+    return index
+
+
+def open_raw(path: Path, dtype: str, vocab_size: int, end: int | None = None) -> Tokens:
+    """Maps a file of ids alone, or a `.npy`, as many tools write them.
+
+    Args:
+      path: the file.
+      dtype: of the ids, for a file without a header.
+      vocab_size: ids are below it.
+      end: the id that ends documents; without one all is one document.
+
+    Raises:
+      DataError: it is no such file, or an id is out of range.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; expected a file of token ids.")
+    if path.suffix == ".npy":
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        size, item = path.stat().st_size, np.dtype(dtype).itemsize
+        if size % item:
+            raise DataError(f"{path} has {size} bytes, no multiple of {item} ({dtype}).")
+        ids = _mapped(path, np.dtype(dtype), size // item)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+        raise DataError(f"{path} has {ids.dtype} of shape {ids.shape}; expected integers [tokens].")
+    ends, crc = [], 0
+    for start, part in _parts(ids):
+        if part.min() < 0 or part.max() >= vocab_size:
+            where = start + int(np.argmax((part < 0) | (part >= vocab_size)))
+            raise DataError(
+                f"{path}: token {where} has id {ids[where]}; expected 0 to {vocab_size - 1}."
+            )
+        crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
+        if end is not None:
+            ends.append(start + np.flatnonzero(part == end) + 1)
+    bounds = np.concatenate([*ends, [ids.size]]).astype(np.uint64)
+    return Tokens(ids, np.unique(bounds), vocab_size, f"{ids.size}-{crc:08x}")
+
+
+def part_of(tokens: Tokens, first: int, last: int) -> Tokens:
+    """The documents from `first` up to `last`."""
+    start = int(tokens.ends[first - 1]) if first else 0
+    ends = tokens.ends[first:last] - np.uint64(start)
+    name = f"{tokens.fingerprint}[{first}:{last}]"
+    ids = tokens.ids[start : start + int(ends[-1])] if len(ends) else tokens.ids[:0]
+    return Tokens(ids, ends, tokens.vocab_size, name)
+
+
+def _parts(ids: np.ndarray, size: int = 2**22) -> Iterable[tuple[int, np.ndarray]]:
+    for start in range(0, len(ids), size):
+        yield start, ids[start : start + size]
+
+
+def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    size = path.stat().st_size if path.is_file() else -1
+    if size != count * dtype.itemsize:
+        raise DataError(
+            f"{path} has {max(size, 0)} bytes, expected {count * dtype.itemsize}: it was cut, or"
+            " is of other tokens. Delete its folder to make it anew."
+        )
+    return np.memmap(path, dtype, "r", shape=(count,))
