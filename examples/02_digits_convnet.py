@@ -26,7 +26,7 @@ class Result(NamedTuple):
 
 def digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """1,437 images of 8 x 8 to train on, and 360 others to test with."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(labels))
     inputs = (images[order] / 16).reshape(-1, 8, 8, 1).astype(np.float32)
     targets = labels[order].astype(np.int32)

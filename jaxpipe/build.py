@@ -8,7 +8,7 @@ import optax
 
 from jaxpipe import nn
 from jaxpipe.config import Config, OptimizerConfig, PipelineConfig
-from jaxpipe.config.schema import VOCABULARY, hidden_features, kv_heads
+from jaxpipe.config.schema import hidden_features, kv_heads, vocabulary
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import MeshError
 from jaxpipe.layers import LayerSpec
@@ -47,15 +47,17 @@ def build_engine(config: Config) -> Engine:
 
 def build_layers(config: Config) -> list[LayerSpec]:
     """The network that a configuration describes, as layers."""
-    sizes = model_sizes(config)
-    return gpt(sizes) if isinstance(sizes, GPTConfig) else llama(sizes)
+    sizes, packed = model_sizes(config), config.data.packing == "packed"
+    if isinstance(sizes, GPTConfig):
+        return gpt(sizes, packed=packed)
+    return llama(sizes, packed=packed)
 
 
 def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
     """The sizes of the network that a configuration describes."""
     model = config.model
     shared: Any = dict(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary(model),
         num_layers=model.layers,
         width=model.width,
         num_heads=model.heads,

@@ -4,10 +4,9 @@ import jax
 
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, validate
-from jaxpipe.data import read_corpus
 from jaxpipe.engine import Engine
+from jaxpipe.prepare import batches_of, corpus_of, resolved
 from jaxpipe.schedules import Timeline
-from jaxpipe.train import batches, with_fingerprint
 
 
 def measure_steps(config: Config, num_steps: int) -> tuple[Engine, list[Timeline]]:
@@ -25,9 +24,9 @@ def measure_steps(config: Config, num_steps: int) -> tuple[Engine, list[Timeline
         not show single operations.
     """
     validate(config)
-    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
-    with_fingerprint(config, corpus)
-    engine, batch = build_engine(config), batches(config, corpus)(step=1)
+    corpus = corpus_of(config)
+    config = resolved(config, corpus)
+    engine, batch = build_engine(config), batches_of(config, corpus)[1]
     state, _ = engine.train_batch(engine.init(jax.random.key(config.trainer.seed), batch), batch)
     timelines = []
     for _ in range(num_steps):

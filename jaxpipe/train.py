@@ -9,7 +9,6 @@ first one prints and writes metrics; checkpoints are written by all together.
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +30,8 @@ from jaxpipe.config import (
 )
 from jaxpipe.convert import describe_model
 from jaxpipe.crashes import Crashes
-from jaxpipe.data import Batch, Corpus, fit_bigram, held_out_batches, read_corpus, training_batch
+from jaxpipe.data import Batch, Batches, Corpus
 from jaxpipe.engine import Engine
-from jaxpipe.errors import ConfigError
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import (
     Console,
@@ -46,6 +44,7 @@ from jaxpipe.metrics import (
     console_for,
 )
 from jaxpipe.partition import Partition
+from jaxpipe.prepare import batches_of, bigram_loss_of, corpus_of, held_out_batches, resolved
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
 from jaxpipe.state import TrainState
@@ -58,15 +57,15 @@ class Outcome(NamedTuple):
       ending: whether the last step was reached.
       step: steps that are done.
       checkpoint: the newest checkpoint.
-      held_out_loss: nats per byte on the held-out text; NaN for a run that was stopped.
-      bigram_loss: the same of a byte-bigram model, on the same bytes.
+      held_out_loss: nats per token on the held-out data; NaN for a run that was stopped.
+      bigram_loss: the same of a byte-bigram model, on the same bytes; None for other tokens.
     """
 
     ending: Literal["finished", "interrupted"]
     step: int
     checkpoint: Path
     held_out_loss: float
-    bigram_loss: float
+    bigram_loss: float | None
 
 
 def run(
@@ -96,14 +95,12 @@ def run(
     validate(config)
     if console is None:
         console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
-    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
-    folder = choose(with_fingerprint(config, corpus), resume)
+    corpus = corpus_of(config, console.note, processes)
+    config = resolved(config, corpus)
+    folder = choose(config, resume)
     # Also so that all have chosen a folder before the first process changes it.
     processes.compare(_facts(folder, corpus))
-    console.note(
-        f"text: {corpus.num_files:,} files, {len(corpus.training):,} bytes to train on,"
-        f" {len(corpus.held_out):,} held out"
-    )
+    console.note(str(corpus))
     for change in folder.changes:
         console.note(f"changed: {change}")
     return train(build_engine(config), folder, corpus, console, should_stop, processes)
@@ -120,11 +117,12 @@ def train(
     """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where."""
     trainer = folder.config.trainer
     rows = engine.local_rows(trainer.batch_size)
-    batch, shape = batches(folder.config, corpus, rows), _shape(folder.config)
-    held_out = held_out_batches(corpus.held_out, trainer.eval_batches, **shape)
-    bigram_loss = fit_bigram(corpus.training).cross_entropy(held_out)
+    batches = batches_of(folder.config, corpus, rows)
+    held_out = held_out_batches(folder.config, corpus)
+    bigram_loss = bigram_loss_of(corpus, held_out)
     held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
-    plan = engine.partition(batch(step=1)), engine.schedule, describe_mesh(engine.mesh)
+    example = batches[1]
+    plan = engine.partition(example), engine.schedule, describe_mesh(engine.mesh)
     console.note("\n" + "\n\n".join(map(str, plan)) + "\n")
     if options := engine.compiler_options():
         shown = ", ".join(f"{name}={value}" for name, value in options.items())
@@ -147,11 +145,11 @@ def train(
         for path in checkpoints.open():
             console.note(f"a save that was never finished is cleared: {path}")
         if (checkpoints.latest() or 0) < trainer.steps:
-            checkpoints.check_room(engine.abstract_state(batch(step=1)))
+            checkpoints.check_room(engine.abstract_state(example))
         about = _about(engine, folder.config, plan[0], corpus)
         run = _Run(
-            engine, folder, batch, held_out, bigram_loss, checkpoints, about, console, should_stop,
-            processes, crashes,
+            engine, folder, batches, held_out, bigram_loss, checkpoints, about, console,
+            should_stop, processes, crashes,
         )  # fmt: skip
         at = run.newest()
         for _ in range(trainer.rollbacks):
@@ -185,9 +183,9 @@ class _Run(NamedTuple):
 
     engine: Engine
     folder: RunDirectory
-    batch: Callable[..., Batch]
+    batches: Batches
     held_out: Sequence[Batch]
-    bigram_loss: float
+    bigram_loss: float | None
     checkpoints: Checkpoints
     about: Mapping[str, Any]
     console: Console
@@ -197,7 +195,7 @@ class _Run(NamedTuple):
 
     def newest(self) -> _Position:
         """The newest checkpoint that is sound, or a new state."""
-        seed, batch = self.folder.config.trainer.seed, self.batch(step=1)
+        seed, batch = self.folder.config.trainer.seed, self.batches[1]
         step, damaged = self.checkpoints.newest()
         for problem in damaged:
             self.console.note(f"LOST: {problem}")
@@ -215,10 +213,10 @@ class _Run(NamedTuple):
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
         trainer, state, held_out_loss = self.folder.config.trainer, at.state, math.nan
-        step, stop = at.step, False
+        step, stop, batches = at.step, False, self.batches.from_(at.batch)
         for step in range(at.step + 1, trainer.steps + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
-            state, metrics = self.engine.train_batch(state, self.batch(step=number))
+            state, metrics = self.engine.train_batch(state, next(batches))
             report.step(step, metrics)
             stop = self._stops()
             last, metric = step == trainer.steps, None
@@ -228,7 +226,8 @@ class _Run(NamedTuple):
                 stop = metric is None
                 if metric is not None:
                     held_out_loss = metric
-                    report.held_out(step, metric, bigram_loss=self.bigram_loss)
+                    others = {} if self.bigram_loss is None else {"bigram_loss": self.bigram_loss}
+                    report.held_out(step, metric, **others)
             if stop or last or step % trainer.checkpoint_interval == 0:
                 with report.paused():
                     self._save(step, state, metric, number + 1)
@@ -253,27 +252,13 @@ class _Run(NamedTuple):
         )
 
 
-def batches(
-    config: Config,
-    corpus: Corpus,
-    rows: slice = slice(None),
-) -> Callable[..., Batch]:
-    """`step=` -> these rows of the batch of that step."""
-    seed, shape = config.trainer.seed, _shape(config)
-    return functools.partial(training_batch, corpus.training, seed, **shape, rows=rows)
-
-
 def _facts(folder: RunDirectory, corpus: Corpus) -> dict[str, str]:
     """What all processes must agree on before anything is written."""
     config = {
         f"configuration: {name}": str(value) for name, value in by_field(folder.config).items()
     }
     earlier = "continued" if folder.resume else "not continued"
-    return config | {"text": corpus.fingerprint, f"the run in {folder.path}": earlier}
-
-
-def _shape(config: Config) -> dict[str, int]:
-    return {"batch_size": config.trainer.batch_size, "length": config.data.sequence_length}
+    return config | {"data": corpus.fingerprint, f"the run in {folder.path}": earlier}
 
 
 def evaluate(
@@ -292,21 +277,6 @@ def evaluate(
     weights = [float(result["weight"]) for result in results]
     sums = [float(result["loss"]) * weight for result, weight in zip(results, weights, strict=True)]
     return sum(sums) / sum(weights)
-
-
-def with_fingerprint(config: Config, corpus: Corpus) -> Config:
-    """The configuration with the text's hash filled in.
-
-    Raises:
-      ConfigError: it asks for another text.
-    """
-    wanted, found = config.data.fingerprint, corpus.fingerprint
-    if wanted not in (None, found):
-        raise ConfigError(
-            f"data.fingerprint: got text with hash {found}, expected {wanted}: another Python, or"
-            " files that have changed. Set it to null to train on this text."
-        )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, fingerprint=found))
 
 
 def _about(engine: Engine, config: Config, partition: Partition, corpus: Corpus) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from jaxpipe.config import (
     TrainerConfig,
     choose,
 )
-from jaxpipe.data import read_corpus
 from jaxpipe.engine import Engine
 from jaxpipe.metrics import PlainConsole
-from jaxpipe.train import train, with_fingerprint
+from jaxpipe.prepare import corpus_of, resolved
+from jaxpipe.train import train
 
 
 class Plan(str):
@@ -92,7 +92,9 @@ def a_config(tmp_path, name="run", **trainer):
         "most_skipped": 0,
     }
     return Config(
-        data=DataConfig(str(tmp_path / "text"), held_out_fraction=0.3, sequence_length=16),
+        data=DataConfig(
+            path=str(tmp_path / "text"), pattern="*.py", held_out_fraction=0.3, sequence_length=16
+        ),
         optimizer=OptimizerConfig(warmup_steps=2),
         trainer=TrainerConfig(**(settings | trainer)),
         run=RunConfig(name=name, directory=str(tmp_path / "runs")),
@@ -101,8 +103,8 @@ def a_config(tmp_path, name="run", **trainer):
 
 def trained(config, engine=None, resume: Resume = "auto", should_stop=lambda: False):
     stream = io.StringIO()
-    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
-    folder = choose(with_fingerprint(config, corpus), resume)
+    corpus = corpus_of(config)
+    folder = choose(resolved(config, corpus), resume)
     engine = pretended() if engine is None else engine
     outcome = train(engine, folder, corpus, PlainConsole(8, stream), should_stop)
     return outcome, stream.getvalue()

@@ -34,7 +34,7 @@ engine
 nn
 models checkpoint data metrics crashes
 config
-build convert
+build convert prepare
 train
 measurement
 cli
@@ -42,7 +42,7 @@ __main__
 """
 FLOORS = [line.split() for line in HOUSE.split("\n") if line]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-NO_JAX = ("schedules", "partition", "errors", "config")
+NO_JAX = ("schedules", "partition", "errors", "config", "data")
 SEMI_PUBLIC = ("jax.extend", "jax.interpreters")
 
 

@@ -114,7 +114,7 @@ configs = st.builds(
     model=st.builds(ModelConfig, layers=st.integers(), dropout=st.floats(allow_nan=False)),
     data=st.builds(
         DataConfig,
-        directory=st.none() | st.text(st.characters(codec="utf-8")),
+        path=st.none() | st.text(st.characters(codec="utf-8")),
         fingerprint=st.none(),
     ),
     optimizer=st.builds(
@@ -132,7 +132,7 @@ configs = st.builds(
 
 
 @given(configs)
-@example(Config(data=DataConfig(directory="next\x85line\u2028para\u2029 \n\r\t end\ufeff")))
+@example(Config(data=DataConfig(path="next\x85line\u2028para\u2029 \n\r\t end\ufeff")))
 def test_writing_and_reading_gives_the_same(config):
     assert parse(to_yaml(config)) == config
 

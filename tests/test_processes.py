@@ -232,7 +232,7 @@ def training(tmp_path) -> list[object]:
         (text / f"m{i}.py").write_text(f"def f{i}(x):\n    return x + {i**3}\n" * 20)
     config = dict(
         model=dict(layers=1, width=16, heads=2),
-        data=dict(directory=str(text), held_out_fraction=0.3, sequence_length=16),
+        data=dict(path=str(text), pattern="*.py", held_out_fraction=0.3, sequence_length=16),
         optimizer=dict(warmup_steps=10),
         pipeline=dict(ranks=2, data=2, microbatches=2),
         trainer=dict(steps=400, log_interval=50, eval_batches=2, checkpoint_interval=200),
@@ -387,7 +387,8 @@ def test_the_readmes_line_trains_with_two_processes(tmp_path):
         (text / f"m{i}.py").write_text(f"x = {i}\n" * 100)
     smaller = (
         "--model.layers 2 --model.width 16 --trainer.steps 2 --trainer.eval-batches 1"
-        f" --optimizer.warmup-steps 1 --data.sequence-length 16 --data.directory {text}"
+        f" --optimizer.warmup-steps 1 --data.sequence-length 16 --data.path {text}"
+        " --data.pattern '*.py'"
     )
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     command = tmp_path / "jaxpipe"

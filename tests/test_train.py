@@ -23,10 +23,10 @@ from jaxpipe.config import (
     OptimizerConfig,
     read,
 )
-from jaxpipe.data import read_corpus
+from jaxpipe.data import TokenSamples
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import Diverged
-from jaxpipe.train import batches
+from jaxpipe.prepare import batches_of, corpus_of
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -54,9 +54,10 @@ def test_the_held_out_loss_weighs_every_position_alike(tmp_path, text):
     with Checkpoints(outcome.checkpoint.parent) as checkpoints:
         like = {"step": jnp.int32(0), "total": jnp.float32(0)}
         total = float(checkpoints.restore(8, like)["total"])
-    held_out = read_corpus(text, 0.3).held_out
-    starts = np.linspace(0, len(held_out) - 17, 8).astype(int)
-    mean = np.mean([held_out[start : start + 16] for start in starts])
+    corpus = corpus_of(a_config(tmp_path))
+    samples = TokenSamples(corpus.held_out, 16)
+    places = np.linspace(0, len(samples) - 1, 8).astype(int)
+    mean = np.mean([samples[int(place)]["inputs"] for place in places])
     assert outcome.held_out_loss == pytest.approx(mean + total, rel=1e-6)
 
 
@@ -104,7 +105,7 @@ def test_other_text_is_refused(tmp_path, text):
     trained(a_config(tmp_path))
     effective = read(tmp_path / "runs" / "run" / "config.yaml")
     (text / "m0.py").write_text("other")
-    with pytest.raises(ConfigError, match=r"data\.fingerprint: got text with hash"):
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: got data with hash"):
         trained(effective)
     with pytest.raises(ConfigError, match=r"data\.fingerprint: "):
         trained(a_config(tmp_path))
@@ -125,15 +126,10 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
 
 
-def batches_of(config):
-    corpus = read_corpus(config.data.directory, config.data.held_out_fraction)
-    return batches(config, corpus)
-
-
 def test_a_run_that_diverges_goes_back_and_leaves_out_what_it_has_seen(tmp_path, text):
     config = a_config(tmp_path, rollbacks=1)
-    batch = batches_of(config)
-    engine = pretended(nan_of=batch(step=5))
+    batches = batches_of(config, corpus_of(config))
+    engine = pretended(nan_of=batches[5])
     outcome, printed = trained(config, engine)
     assert (outcome.ending, outcome.step) == ("finished", 8)
     assert "ROLLED BACK: the loss of step 5 is nan" in printed
@@ -142,7 +138,7 @@ def test_a_run_that_diverges_goes_back_and_leaves_out_what_it_has_seen(tmp_path,
     total = float(jax.random.uniform(jax.random.key(0)))
     expected = {}
     for step, number in enumerate([1, 2, 3, 4, 6, 7, 8, 9], 1):
-        total = total * 0.9 + batch(step=number)["inputs"].mean()
+        total = total * 0.9 + batches[number]["inputs"].mean()
         expected[step] = total / 100
     assert losses_of(config) == pytest.approx(expected, rel=1e-5)
     dropped = (tmp_path / "runs" / "run" / "metrics.jsonl.dropped").read_text()
@@ -157,7 +153,7 @@ def test_a_run_that_diverges_goes_back_and_leaves_out_what_it_has_seen(tmp_path,
 
 def test_a_run_that_diverges_before_its_first_checkpoint_begins_anew(tmp_path, text):
     config = a_config(tmp_path, rollbacks=1)
-    outcome, printed = trained(config, pretended(nan_of=batches_of(config)(step=1)))
+    outcome, printed = trained(config, pretended(nan_of=batches_of(config, corpus_of(config))[1]))
     assert outcome.ending == "finished"
     assert "going on from step 0, with batches from 2 on" in printed
 
@@ -244,8 +240,9 @@ def cli(tmp_path, *options, start: Any = None):
     """Runs `jaxpipe train` on a tiny model in its own process, or starts it."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     settings = {
-        "data.directory": tmp_path / "text",
+        "data.path": tmp_path / "text",
         "data.held_out_fraction": 0.3,
+        "data.pattern": "*.py",
         "data.sequence_length": 16,
         "run.directory": tmp_path / "runs",
     }

@@ -62,10 +62,10 @@ class Train:
         interrupted = outcome.ending == "interrupted"
         if processes.is_first:
             if not interrupted:
-                print(
-                    f"held-out loss {outcome.held_out_loss:.4f} nats per byte"
-                    f" (byte bigram {outcome.bigram_loss:.4f}) after step {outcome.step}"
-                )
+                loss, baseline = f"held-out loss {outcome.held_out_loss:.4f} nats per", "token"
+                if outcome.bigram_loss is not None:
+                    baseline = f"byte (byte bigram {outcome.bigram_loss:.4f})"
+                print(f"{loss} {baseline} after step {outcome.step}")
             print(f"checkpoint: {outcome.checkpoint}")
             if interrupted:
                 print("interrupted; the same command goes on from the checkpoint")

@@ -7,12 +7,15 @@ file (`jaxpipe.config.read`) and the command line change single fields of it.
 from dataclasses import dataclass, field
 from typing import Literal
 
-VOCABULARY = 256  # bytes
+from jaxpipe.data.config import DataConfig
+
+_VOCABULARY = 256  # bytes
+_MULTIPLE = 64  # of ids that there is room for: any usual number of tensor ranks divides it
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network, which reads and predicts bytes (vocabulary 256)."""
+    """The network, which reads tokens and predicts the next ones."""
 
     network: Literal["gpt", "llama"] = "gpt"
     """gpt; or llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
@@ -26,6 +29,9 @@ class ModelConfig:
     """For llama: heads of keys and values, of which heads is a multiple; null: as many as heads."""
     dropout: float = 0.0
     """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
+    vocab_size: int | None = None
+    """Token ids that there is room for; null: as many as the data have, or some more, up to the
+    next multiple of 64. A run fills it in."""
     tied: bool = False
     """Whether the output shares the embedding's vectors, although they lie on different ranks."""
 
@@ -35,23 +41,18 @@ def kv_heads(model: ModelConfig) -> int:
     return model.heads if model.kv_heads is None else model.kv_heads
 
 
+def vocabulary(model: ModelConfig, ids: int = _VOCABULARY) -> int:
+    """Room for so many token ids.
+
+    >>> vocabulary(ModelConfig()), vocabulary(ModelConfig(), 50257)
+    (256, 50304)
+    """
+    return -(-ids // _MULTIPLE) * _MULTIPLE if model.vocab_size is None else model.vocab_size
+
+
 def hidden_features(model: ModelConfig) -> int:
     """Of a llama's MLP: a multiple of 32 next to 8/3 of the width (arXiv:2302.13971, 2.2)."""
     return -(-8 * model.width // 96) * 32
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The text: the *.py files below a folder, split in two by a hash of their names."""
-
-    directory: str | None = None
-    """Folder with the text; null is the standard library of the Python that runs jaxpipe."""
-    held_out_fraction: float = 0.05
-    """Share of the files that is never trained on, between 0 and 1 (both excluded)."""
-    fingerprint: str | None = None
-    """Hash of the text. A run fills it in; where it is set, other text is refused."""
-    sequence_length: int = 128
-    """Bytes that a sample shows the model; it predicts the next byte after each of them."""
 
 
 @dataclass(frozen=True)

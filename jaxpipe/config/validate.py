@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from jaxpipe.config.schema import VOCABULARY, Config, PipelineConfig, kv_heads
+from jaxpipe.config.schema import Config, PipelineConfig, kv_heads, vocabulary
+from jaxpipe.data.tokenizer import MOST_BYTES
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError, nearest
 from jaxpipe.partition import METHODS, LayerCost, partition
 from jaxpipe.schedules import AUTO, MOST_CHUNKS, NAMES, by_name, placements
@@ -87,9 +88,36 @@ def _ranges(config: Config) -> Iterator[str]:
         yield f"trainer.seed: got {trainer.seed}, expected 0 to 2**32 - 1."
     if isinstance(pipeline.remat, int) and pipeline.remat < 1:
         yield f"pipeline.remat: got {pipeline.remat}, expected 'none', 'full' or at least 1."
+    yield from _data(config)
+    yield from _optimizer_ranges(config)
+
+
+def _data(config: Config) -> Iterator[str]:
+    data, room = config.data, config.model.vocab_size
     if not 0 < data.held_out_fraction < 1:
         yield f"data.held_out_fraction: got {data.held_out_fraction}, expected between 0 and 1."
-    yield from _optimizer_ranges(config)
+    if data.skip_bad < 0:
+        yield f"data.skip_bad: got {data.skip_bad}, expected 0 or more."
+    if data.path is None and data.source not in ("text", "synthetic"):
+        yield f"data.path: got null, expected a file or a folder of {data.source}."
+    text = data.source not in ("tokens", "synthetic")
+    ids = data.vocab_size
+    if text and data.tokenizer == "train" and (ids is None or ids <= MOST_BYTES):
+        yield (
+            f"data.vocab_size: got {ids}, expected more than {MOST_BYTES} ids for the tokenizer to"
+            " learn."
+        )
+    elif text and data.tokenizer != "train" and ids is not None:
+        yield (
+            f"data.vocab_size: got {ids}; the tokenizer says how many ids there are. Set it to"
+            " null, or data.tokenizer to train."
+        )
+    elif ids is not None and ids < 2:
+        yield f"data.vocab_size: got {ids}, expected at least 2."
+    if room is not None and room < 2:
+        yield f"model.vocab_size: got {room}, expected at least 2."
+    elif room is not None and ids is not None and room < ids:
+        yield f"model.vocab_size: got {room}, expected room for data.vocab_size = {ids} at least."
 
 
 def _optimizer_ranges(config: Config) -> Iterator[str]:
@@ -165,7 +193,7 @@ def _tensor(config: Config) -> Iterator[str]:
         )
     shared = {
         ("model.kv_heads" if model.network == "llama" else "model.heads"): heads,
-        "the vocabulary of bytes": VOCABULARY,
+        "model.vocab_size": vocabulary(config.model),
     }
     if pipeline.sequence_parallel:
         shared["data.sequence_length"] = config.data.sequence_length

@@ -6,6 +6,7 @@ from jaxpipe.data.batches import Samples as Samples
 from jaxpipe.data.batches import spread as spread
 from jaxpipe.data.bigram import Bigram as Bigram
 from jaxpipe.data.bigram import fit_bigram as fit_bigram
+from jaxpipe.data.config import DataConfig as DataConfig
 from jaxpipe.data.corpus import Corpus as Corpus
 from jaxpipe.data.corpus import read_corpus as read_corpus
 from jaxpipe.data.documents import Document as Document
@@ -16,8 +17,7 @@ from jaxpipe.data.tokenizer import Subwords as Subwords
 from jaxpipe.data.tokenizer import Tokenizer as Tokenizer
 from jaxpipe.data.tokenizer import train_subwords as train_subwords
 from jaxpipe.data.tokens import Tokens as Tokens
+from jaxpipe.data.tokens import TokenWriter as TokenWriter
 from jaxpipe.data.tokens import open_raw as open_raw
 from jaxpipe.data.tokens import open_tokens as open_tokens
 from jaxpipe.data.tokens import write_tokens as write_tokens
-from jaxpipe.data.windows import held_out_batches as held_out_batches
-from jaxpipe.data.windows import training_batch as training_batch

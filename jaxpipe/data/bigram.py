@@ -22,12 +22,14 @@ class Bigram:
         """Mean over all positions of -log p(target | input), in nats per byte.
 
         Args:
-          batches: each with "inputs" and "targets", integers [batch, time].
+          batches: each with "inputs" and "targets", integers [batch, time], and what these weigh,
+            "weights" of the same shape.
         """
-        total, count = 0.0, 0
+        total = count = 0.0
         for batch in batches:
-            total -= float(self.log_probabilities[batch["inputs"], batch["targets"]].sum())
-            count += batch["targets"].size
+            found = self.log_probabilities[batch["inputs"], batch["targets"]]
+            total -= float((found * batch["weights"]).sum())
+            count += float(batch["weights"].sum())
         return total / count
 
 

@@ -11,7 +11,7 @@ from jaxpipe.errors import DataError
 
 _END = "<|endoftext|>"  # as GPT-2 has it
 _ENDS = (_END, "</s>", "<|end_of_text|>", "<eos>")  # as others have it
-_BYTES = 256
+MOST_BYTES = 256  # there are no more different ones
 
 
 class Tokenizer(Protocol):
@@ -48,7 +48,7 @@ class Bytes:
     ([104, 105], 'hi')
     """
 
-    vocab_size = _BYTES
+    vocab_size = MOST_BYTES
     end = None
     fingerprint = "bytes"
 
@@ -114,8 +114,10 @@ def train_subwords(texts: Iterable[str], vocab_size: int, path: Path) -> Subword
     from tokenizers import Tokenizer as Trained
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size <= _BYTES:
-        raise DataError(f"vocab_size={vocab_size}; expected at least {_BYTES + 1}: a byte each.")
+    if vocab_size <= MOST_BYTES:
+        raise DataError(
+            f"vocab_size={vocab_size}; expected at least {MOST_BYTES + 1}: a byte each."
+        )
     trained: Any = Trained(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()

@@ -5,6 +5,7 @@ tokens/tokens.bin   ids one after another, uint8, uint16 or uint32
        tokens.json  how many there are, of what, and a checksum of each file; written last
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,7 +51,6 @@ def write_tokens(
     folder: Path,
     documents: Iterable[np.ndarray],
     vocab_size: int,
-    about: dict[str, Any] | None = None,
 ) -> Tokens:
     """Writes documents, a few at a time; the folder is there when all of it is.
 
@@ -58,46 +58,78 @@ def write_tokens(
       folder: to write; replaced if it is there.
       documents: integers [tokens] each.
       vocab_size: ids are below it.
-      about: what else to write down.
 
     Raises:
       DataError: an id is out of range, or there is none at all.
     """
-    dtype, total, ends = id_type(vocab_size), 0, []
-    making = folder.with_name(f"{folder.name}.making-{os.getpid()}")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    crc = 0
-    with (making / _IDS).open("wb") as file:
-        for number, ids in enumerate(documents):
-            if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-                raise DataError(
-                    f"document {number} has ids from {ids.min()} to {ids.max()}; expected 0 to"
-                    f" {vocab_size - 1}."
-                )
-            data = ids.astype(dtype).tobytes()
-            file.write(data)
-            crc, total = zlib.crc32(data, crc), total + ids.size
-            ends.append(total)
-    if not total:
-        shutil.rmtree(making)
-        raise DataError("there are no tokens at all; expected text.")
-    bounds = np.array(ends, np.uint64).tobytes()
-    (making / _ENDS).write_bytes(bounds)
-    sums = {_IDS: crc, _ENDS: zlib.crc32(bounds)}
-    index = {
-        "version": _VERSION,
-        "dtype": dtype.name,
-        "vocab_size": vocab_size,
-        "num_tokens": total,
-        "num_documents": len(ends),
-        "crc32": sums,
-        "about": about or {},
-    }
-    (making / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    making.rename(folder)
-    return open_tokens(folder)
+    with TokenWriter(folder, vocab_size) as writer:
+        for ids in documents:
+            writer.add(ids)
+        if not writer.num_tokens:
+            raise DataError("there are no tokens at all; expected text.")
+        return writer.close()
+
+
+class TokenWriter(contextlib.AbstractContextManager["TokenWriter"]):
+    """Writes documents, one at a time; the folder is there when it is closed.
+
+    Left in another way, it leaves nothing behind.
+
+    Args:
+      folder: to write; replaced if it is there.
+      vocab_size: ids are below it.
+
+    Attributes:
+      num_tokens: that were added.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder, self._vocab_size = folder, vocab_size
+        self._dtype, self._ends = id_type(vocab_size), []
+        self.num_tokens = self._crc = 0
+        self._making = folder.with_name(f"{folder.name}.making-{os.getpid()}")
+        shutil.rmtree(self._making, ignore_errors=True)
+        self._making.mkdir(parents=True)
+        self._file = (self._making / _IDS).open("wb")
+
+    def add(self, ids: np.ndarray) -> None:
+        """Adds a document, integers [tokens].
+
+        Raises:
+          DataError: an id is out of range.
+        """
+        if ids.size and (ids.min() < 0 or ids.max() >= self._vocab_size):
+            raise DataError(
+                f"document {len(self._ends)} has ids from {ids.min()} to {ids.max()}; expected 0 to"
+                f" {self._vocab_size - 1}."
+            )
+        data = ids.astype(self._dtype).tobytes()
+        self._file.write(data)
+        self._crc = zlib.crc32(data, self._crc)
+        self.num_tokens += ids.size
+        self._ends.append(self.num_tokens)
+
+    def close(self) -> Tokens:
+        """Puts the folder into its place, and maps it."""
+        self._file.close()
+        bounds = np.array(self._ends, np.uint64).tobytes()
+        (self._making / _ENDS).write_bytes(bounds)
+        index = {
+            "version": _VERSION,
+            "dtype": self._dtype.name,
+            "vocab_size": self._vocab_size,
+            "num_tokens": self.num_tokens,
+            "num_documents": len(self._ends),
+            "crc32": {_IDS: self._crc, _ENDS: zlib.crc32(bounds)},
+        }
+        (self._making / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._making.rename(self.folder)
+        return open_tokens(self.folder)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        shutil.rmtree(self._making, ignore_errors=True)
 
 
 def open_tokens(folder: Path) -> Tokens:
@@ -184,6 +216,8 @@ def _parts(ids: np.ndarray, size: int = 2**22) -> Iterable[tuple[int, np.ndarray
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     size = path.stat().st_size if path.is_file() else -1
+    if not count and not size:
+        return np.zeros(0, dtype)  # nothing cannot be mapped
     if size != count * dtype.itemsize:
         raise DataError(
             f"{path} has {max(size, 0)} bytes, expected {count * dtype.itemsize}: it was cut, or"

@@ -45,8 +45,12 @@ class Processes:
             )
         return num_devices // self.count
 
-    def compare(self, facts: Mapping[str, str]) -> None:
+    def compare(self, facts: Mapping[str, str], patience: float | None = None) -> None:
         """Waits until all processes are here, and compares what each says; all call it together.
+
+        Args:
+          facts: what this process says.
+          patience: seconds to wait, if not as many as usual.
 
         Raises:
           ProcessError: they differ; says which process in what. What most processes have is
@@ -56,11 +60,12 @@ class Processes:
             return
         self._compared += 1
         # A process that still reads its text, or makes its model, is late but not lost.
+        timeout = self._patience if patience is None else patience
         everybody = self._member.gather(
             f"compare {self._compared}",
             dict(facts),
-            timeout=self._patience,
-            why=f"did not come within {self._patience:g} s to where the others wait",
+            timeout=timeout,
+            why=f"did not come within {timeout:g} s to where the others wait",
         )
         found = differences(everybody)
         if found:
@@ -70,9 +75,9 @@ class Processes:
                 " same code, packages, text and configuration."
             )
 
-    def wait(self) -> None:
-        """Waits until all processes are here; all call it together."""
-        self.compare({})
+    def wait(self, patience: float | None = None) -> None:
+        """Waits until all processes are here, as `compare` does; all call it together."""
+        self.compare({}, patience)
 
     def stop_together(self, asked: bool) -> bool:
         """Whether all are to stop now. All call it once after each step.
