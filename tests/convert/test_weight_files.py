@@ -1,11 +1,12 @@
 """Weights in other libraries' files, and back: every number, every name, and nothing else."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -32,25 +33,36 @@ ids = np.random.default_rng(0).integers(0, 16, (4, 9), np.int32)
 BATCH = dict(inputs=ids[:, :-1], targets=ids[:, 1:])
 
 
-def saved(folder: Path, name: str) -> tuple[Path, Any]:
-    """A checkpoint of a model on two ranks, and its parameters."""
-    make, config = MODELS[name]
-    model = jp.PipelineModule(make(config), nn.cross_entropy)
-    engine = jp.initialize(
-        model, mesh=jp.make_mesh(pipe=2), optimizer=optax.adam(0.1), num_microbatches=2
-    )
-    engine.partition(BATCH)
-    logical = model.init(jax.random.key(0), BATCH)
-    moved = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) * 1e-3, logical)
-    with jp.Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, {"params": engine.place(moved)})
-        path = checkpoints.path(1)
-    return path, moved
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Callable[[str], tuple[Path, Any]]:
+    """A checkpoint of a model on two ranks, which is only read, and its parameters."""
+
+    @functools.cache
+    def make_once(name: str) -> tuple[Path, Any]:
+        make, config = MODELS[name]
+        model = jp.PipelineModule(make(config), nn.cross_entropy)
+        engine = jp.initialize(
+            model, mesh=jp.make_mesh(pipe=2), optimizer=optax.adam(0.1), num_microbatches=2
+        )
+        engine.partition(BATCH)
+        params = jax.tree.map(moved, model.init(jax.random.key(0), BATCH))
+        with jp.Checkpoints(tmp_path_factory.mktemp(name.replace(" ", "_"))) as checkpoints:
+            checkpoints.save(1, {"params": engine.place(params)})
+            path = checkpoints.path(1)
+        return path, params
+
+    return make_once
+
+
+def moved(leaf: Any) -> np.ndarray:
+    """Numbers that differ, where fresh ones may all be 0 or 1."""
+    steps = np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape)
+    return np.asarray(leaf) + steps * np.float32(1e-3)
 
 
 @every_model
-def test_a_model_that_is_written_and_read_is_the_same(tmp_path, name):
-    path, params = saved(tmp_path / "c", name)
+def test_a_model_that_is_written_and_read_is_the_same(saved, tmp_path, name):
+    path, params = saved(name)
     make, config = MODELS[name]
     write_huggingface(Leaves(path), config, tmp_path / "hf")
     found = read_huggingface(tmp_path / "hf")
@@ -70,8 +82,8 @@ def test_a_model_that_is_written_and_read_is_the_same(tmp_path, name):
 
 
 @every_model
-def test_there_is_a_file_for_each_layer_and_an_index(tmp_path, name):
-    path, params = saved(tmp_path / "c", name)
+def test_there_is_a_file_for_each_layer_and_an_index(saved, tmp_path, name):
+    path, params = saved(name)
     write_huggingface(Leaves(path), MODELS[name][1], tmp_path / "hf", dtype="bfloat16")
     content = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
@@ -90,8 +102,8 @@ def test_there_is_a_file_for_each_layer_and_an_index(tmp_path, name):
 
 
 @every_model
-def test_room_for_more_ids_comes_and_goes(tmp_path, name):
-    path, _ = saved(tmp_path / "c", name)
+def test_room_for_more_ids_comes_and_goes(saved, tmp_path, name):
+    path, _ = saved(name)
     config = MODELS[name][1]
     write_huggingface(Leaves(path), config, tmp_path / "fewer", vocab_size=21)
     assert json.loads((tmp_path / "fewer" / "config.json").read_text())["vocab_size"] == 21
@@ -122,8 +134,8 @@ def test_queries_keys_and_values_are_grouped_by_heads_of_keys():
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    path, _ = saved(tmp_path / "c", "llama")
+def folder(saved, tmp_path) -> Path:
+    path, _ = saved("llama")
     write_huggingface(Leaves(path), MODELS["llama"][1], tmp_path / "hf")
     return tmp_path / "hf"
 
@@ -184,20 +196,20 @@ def test_pickles_are_not_read(folder):
         read_huggingface(folder)
 
 
-def test_a_folder_that_holds_something_is_not_written_to(folder, tmp_path):
-    path = tmp_path / "c" / "step_00000001"
+def test_a_folder_that_holds_something_is_not_written_to(saved, folder, tmp_path):
+    path, _ = saved("llama")
     with pytest.raises(ConvertError, match="is not empty"):
         write_huggingface(Leaves(path), MODELS["llama"][1], folder)
     with pytest.raises(ConvertError, match=r"missing .*params\.00_Embed\.token.* extra params\.0"):
         write_huggingface(Leaves(path), MODELS["gpt"][1], tmp_path / "other")
 
 
-def test_the_command_line_goes_there_and_back(tmp_path, capsys):
-    path, params = saved(tmp_path / "c", "gpt tied")
+def test_the_command_line_goes_there_and_back(saved, tmp_path, capsys):
+    path, params = saved("gpt tied")
     hf, out = str(tmp_path / "hf"), str(tmp_path / "out")
     assert cli.main(["export", str(path), "--to", "huggingface", "--out", hf]) == 2
     assert "does not say which model it is of" in capsys.readouterr().err
-    assert cli.main(["export", str(tmp_path / "c"), "--to", "safetensors", "--out", out]) == 0
+    assert cli.main(["export", str(path.parent), "--to", "safetensors", "--out", out]) == 0
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(params)
     write_huggingface(Leaves(path), MODELS["gpt tied"][1], tmp_path / "hf")
     back = str(tmp_path / "back")
@@ -210,8 +222,8 @@ def test_the_command_line_goes_there_and_back(tmp_path, capsys):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
-def test_parameters_can_be_written_under_their_own_names(tmp_path):
-    path, params = saved(tmp_path / "c", "gpt")
+def test_parameters_can_be_written_under_their_own_names(saved, tmp_path):
+    path, params = saved("gpt")
     write_tensors(Leaves(path), tmp_path / "out")
     found = {}
     for file in (tmp_path / "out").glob("*.safetensors"):
