@@ -26,18 +26,25 @@ SMALL_LLAMA = LlamaConfig(
     vocab_size=17, width=16, num_layers=2, num_heads=4, num_kv_heads=2, hidden=24
 )
 MODELS = {
-    "gpt": SMALL,
-    "tied gpt": dataclasses.replace(SMALL, tied=True),
-    "llama": SMALL_LLAMA,
-    "tied llama": dataclasses.replace(SMALL_LLAMA, tied=True),
+    "gpt": dataclasses.replace(SMALL, num_layers=1),
+    "tied gpt": dataclasses.replace(SMALL, num_layers=1, tied=True),
+    "llama": dataclasses.replace(SMALL_LLAMA, num_layers=1),
+    "tied llama": dataclasses.replace(SMALL_LLAMA, num_layers=1, tied=True),
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 KEY = jax.random.key(0)
 NOTHING: dict[str, jax.Array] = {}
 
 
-def tokens_of(batch: int = 2, time: int = 12, vocab_size: int = 17) -> jax.Array:
-    return jax.random.randint(jax.random.key(1), (batch, time), 0, vocab_size)
+def tokens_of(batch: int = 2, time: int = 12, vocab_size: int = 17) -> np.ndarray:
+    return np.array(jax.random.randint(jax.random.key(1), (batch, time), 0, vocab_size))
+
+
+def with_others(tokens: np.ndarray, where: Any) -> np.ndarray:
+    """Other tokens at some positions."""
+    found = tokens.copy()
+    found[:, where] = (tokens[:, where] + 1) % 17
+    return found
 
 
 Init = Callable[..., list[Any]]
@@ -45,10 +52,21 @@ Run = Callable[..., list[jax.Array]]
 
 
 @functools.cache
-def language_model(config: GPTConfig | LlamaConfig, packed: bool = False) -> tuple[Init, Run]:
-    if isinstance(config, GPTConfig):
-        return functions_of(gpt(config, packed))
-    return functions_of(llama(config, packed))
+def language_model(config: GPTConfig | LlamaConfig, packed: bool = False) -> tuple[Any, Run]:
+    """Fresh parameters and `run`, which gives NumPy arrays: comparing them compiles nothing."""
+    _, run = functions_of(layers_of(config, packed))
+    on_host = lambda params, x, side=NOTHING: jax.device_get(run(params, x, side))
+    return fresh(config), on_host
+
+
+@functools.cache
+def fresh(config: GPTConfig | LlamaConfig) -> Any:
+    init, _ = functions_of(layers_of(config))
+    return jax.device_get(init(tokens_of()))
+
+
+def layers_of(config: GPTConfig | LlamaConfig, packed: bool = False) -> list[LayerSpec]:
+    return gpt(config, packed) if isinstance(config, GPTConfig) else llama(config, packed)
 
 
 def functions_of(specs: list[LayerSpec]) -> tuple[Init, Run]:
@@ -83,15 +101,15 @@ def block_of(config: GPTConfig) -> Layer:
 
 
 def test_a_gpt_takes_tokens_to_logits():
-    (init, run), tokens = language_model(SMALL), tokens_of(3, 10)
-    params = init(tokens)
+    (init, run), tokens = functions_of(gpt(SMALL)), tokens_of(3, 10)
+    params = jax.eval_shape(init, tokens)
     assert [layer.type_name for layer in build_layers(gpt(SMALL))] == [
         "Embed",
         "Block",
         "Block",
         "Head",
     ]
-    shapes = [x.shape for x in run(params, tokens)]
+    shapes = [x.shape for x in jax.eval_shape(run, params, tokens)]
     assert shapes == [(3, 10, 16)] * 3 + [(3, 10, 17)]
     chex.assert_trees_all_equal_shapes(params[1], params[2])
 
@@ -104,19 +122,18 @@ def test_blocks_of_one_configuration_are_of_one_kind(layers):
 
 
 @pytest.mark.parametrize(
-    ("layers", "names"),
+    ("name", "names"),
     [
-        (gpt(MODELS["tied gpt"]), ["Embedding", "Position", "Block", "Block", "LayerNorm"]),
-        (llama(MODELS["tied llama"]), ["Embedding", "Block", "Block", "RMSNorm"]),
+        ("tied gpt", ["Embedding", "Position", "Block", "LayerNorm"]),
+        ("tied llama", ["Embedding", "Block", "RMSNorm"]),
     ],
     ids=["gpt", "llama"],
 )
-def test_a_tied_model_ends_with_the_vectors_it_begins_with(layers, names):
-    built = build_layers(layers)
+def test_a_tied_model_ends_with_the_vectors_it_begins_with(name, names):
+    built = build_layers(layers_of(MODELS[name]))
     assert [layer.type_name for layer in built] == [*names, "Embedding"]
     assert built[-1].owner == built[0].name
-    init, run = functions_of(layers)
-    params, tokens = init(tokens_of()), tokens_of()
+    (params, run), tokens = language_model(MODELS[name]), tokens_of()
     outputs = run(params, tokens)
     want = outputs[-2] @ params[0]["embedding"].T
     np.testing.assert_allclose(outputs[-1], want, atol=1e-6)
@@ -124,11 +141,12 @@ def test_a_tied_model_ends_with_the_vectors_it_begins_with(layers, names):
 
 
 def test_a_llama_takes_tokens_to_logits():
-    (init, run), tokens = language_model(SMALL_LLAMA), tokens_of(3, 10)
+    (init, run), tokens = functions_of(llama(SMALL_LLAMA)), tokens_of(3, 10)
     names = [layer.type_name for layer in build_layers(llama(SMALL_LLAMA))]
     assert names == ["Embedding", "Block", "Block", "Head"]
-    params = init(tokens)
-    assert [x.shape for x in run(params, tokens)] == [(3, 10, 16)] * 3 + [(3, 10, 17)]
+    params = jax.eval_shape(init, tokens)
+    shapes = [x.shape for x in jax.eval_shape(run, params, tokens)]
+    assert shapes == [(3, 10, 16)] * 3 + [(3, 10, 17)]
     leaves = jax.tree_util.tree_leaves_with_path(params[1])
     keys = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
     assert keys == {
@@ -146,10 +164,10 @@ def test_a_llama_takes_tokens_to_logits():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("position", [1, 6, 11])
 def test_logits_do_not_depend_on_later_tokens(position, packed, config):
-    (init, run), tokens = language_model(config, packed), tokens_of()
-    side = {"segment_ids": jnp.array([[0] * 12, [0] * 5 + [1] * 7])}
-    params = init(tokens, side)
-    changed = tokens.at[:, position:].set((tokens[:, position:] + 1) % 17)
+    (params, run), tokens = language_model(config, packed), tokens_of()
+    segment_ids = np.array([[0] * 12, [0] * 5 + [1] * 7], np.int32)
+    side = {"segment_ids": segment_ids} if packed else {}
+    changed = with_others(tokens, slice(position, None))
     before = run(params, tokens, side)[-1]
     after = run(params, changed, side)[-1]
     assert (before[:, :position] == after[:, :position]).all()
@@ -158,21 +176,19 @@ def test_logits_do_not_depend_on_later_tokens(position, packed, config):
 
 @every_model
 def test_logits_depend_on_all_earlier_tokens(config):
-    (init, run), tokens = language_model(config), tokens_of()
-    params = init(tokens)
+    (params, run), tokens = language_model(config), tokens_of()
     last = run(params, tokens)[-1][:, -1]
     for position in range(12):
-        changed = tokens.at[:, position].set((tokens[:, position] + 1) % 17)
+        changed = with_others(tokens, position)
         assert (run(params, changed)[-1][:, -1] != last).any(axis=-1).all()
 
 
 @every_model
 def test_a_packed_sequence_gives_what_it_gives_alone(config):
     tokens = tokens_of()
-    side = {"segment_ids": jnp.array([[3] * 4 + [1] * 4 + [7] * 4] * 2)}
-    init, packed = language_model(config, packed=True)
+    side = {"segment_ids": np.array([[3] * 4 + [1] * 4 + [7] * 4] * 2, np.int32)}
+    params, packed = language_model(config, packed=True)
     _, alone = language_model(config)
-    params = init(tokens, side)
     together = packed(params, tokens, side)[-1]
     for start in (0, 4, 8):
         expected = alone(params, tokens[:, start : start + 4])[-1]
@@ -182,10 +198,9 @@ def test_a_packed_sequence_gives_what_it_gives_alone(config):
 @every_model
 def test_segments_are_isolated(config):
     tokens = tokens_of(2)
-    side = {"segment_ids": jnp.array([[0] * 4 + [1] * 8, [7] * 4 + [2] * 8])}
-    init, run = language_model(config, packed=True)
-    params = init(tokens, side)
-    changed = tokens.at[:, :4].set((tokens[:, :4] + 1) % 17)
+    side = {"segment_ids": np.array([[0] * 4 + [1] * 8, [7] * 4 + [2] * 8], np.int32)}
+    params, run = language_model(config, packed=True)
+    changed = with_others(tokens, slice(4))
     before = run(params, tokens, side)[-1]
     after = run(params, changed, side)[-1]
     assert (before[:, 4:] == after[:, 4:]).all()
@@ -219,7 +234,7 @@ def perturbed(tree: Any) -> Any:
 def test_a_block_and_its_gradients_equal_a_block_of_stock_parts():
     block = block_of(SMALL)
     x = jax.random.normal(jax.random.key(2), (2, 12, 16))
-    params = perturbed(block.init(KEY, x, {}))
+    params = perturbed(jax.jit(block.init)(KEY, x, {}))
 
     def ours(p: Any, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(block.apply(p, x, {}, None, False)))
@@ -260,7 +275,7 @@ def reference_llama_block(p: Any, x: jax.Array, config: LlamaConfig) -> jax.Arra
 def test_a_llama_block_and_its_gradients_equal_a_block_of_stock_parts():
     block = build_layers(llama(SMALL_LLAMA))[1]
     x = jax.random.normal(jax.random.key(2), (2, 12, 16))
-    params = perturbed(block.init(KEY, x, {}))
+    params = perturbed(jax.jit(block.init)(KEY, x, {}))
 
     def ours(p: Any, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(block.apply(p, x, {}, None, False)))
@@ -275,10 +290,14 @@ def test_a_llama_block_and_its_gradients_equal_a_block_of_stock_parts():
 
 def kept(block: Layer, x: jax.Array) -> int:
     """How many numbers the backward of a block keeps besides the weights."""
-    params = block.init(KEY, x, {})
-    pullback = jax.vjp(lambda p, x: block.apply(p, x, {}, None, False), params, x)[1]
-    weights = {id(leaf) for leaf in jax.tree.leaves(params)}
-    return sum(leaf.size for leaf in jax.tree.leaves(pullback) if id(leaf) not in weights)
+
+    def besides(params: Any, x: jax.Array) -> list[jax.Array]:
+        pullback = jax.vjp(lambda p, x: block.apply(p, x, {}, None, False), params, x)[1]
+        weights = {id(leaf) for leaf in jax.tree.leaves(params)}
+        return [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in weights]
+
+    params = jax.eval_shape(lambda: block.init(KEY, x, {}))
+    return sum(leaf.size for leaf in jax.eval_shape(besides, params, x))
 
 
 def test_backward_keeps_twelve_widths_per_token():
@@ -312,9 +331,9 @@ def test_dropout_drops_in_training_only():
 def test_the_first_loss_is_that_of_a_guess():
     config = GPTConfig(vocab_size=256, width=64, num_layers=2, sequence_length=32)
     tokens = tokens_of(4, 32, 256)
-    init, run = language_model(config)
+    init, run = functions_of(gpt(config))
     logits = run(init(tokens), tokens)[-1]
-    total, weight = cross_entropy(logits, {"targets": tokens_of(4, 32, 256)[:, ::-1]})
+    total, weight = jax.jit(cross_entropy)(logits, {"targets": tokens[:, ::-1]})
     assert abs(float(total / weight) - math.log(256)) < 0.1
 
 
@@ -329,13 +348,12 @@ def test_what_is_added_to_the_residual_starts_small():
 
 @every_model
 def test_a_language_model_runs_in_bfloat16(config):
-    (init, run), tokens = language_model(config), tokens_of()
-    params = init(tokens)
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    (params, run), tokens = language_model(config), tokens_of()
+    half = jax.tree.map(lambda x: np.astype(x, jnp.bfloat16), params)
     logits = run(half, tokens)[-1]
     assert logits.dtype == jnp.bfloat16
     expected = run(params, tokens)[-1]
-    np.testing.assert_allclose(logits.astype(jnp.float32), expected, atol=0.02)
+    np.testing.assert_allclose(logits.astype(np.float32), expected, atol=0.02)
 
 
 def test_sizes_that_cannot_be_are_listed():
@@ -388,7 +406,8 @@ def test_an_mlp_that_cannot_be_is_refused(widths, activation, says):
 def test_a_convnet_changes_shape_from_layer_to_layer():
     images = jnp.ones((2, 8, 8, 1))
     init, run = functions_of(convnet(channels=(16, 32)))
-    shapes = [y.shape[1:] for y in run(init(images), images)]
+    outputs = jax.eval_shape(lambda x: run(init(x), x), images)
+    shapes = [y.shape[1:] for y in outputs]
     assert shapes == [(8, 8, 16), (4, 4, 16), (4, 4, 32), (2, 2, 32), (128,), (10,)]
 
 
