@@ -67,7 +67,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(schedule: str, zero: int)
 
 
 def test_steps_without_a_finite_loss_are_skipped_without_a_loss_scale_too():
-    run = engine(model=model(None))
+    run = engine(model=model(None), mesh=jp.make_mesh(pipe=2, data=2))
     state = run.init(jax.random.key(0), batch())
     before = values(state)
     state, metrics = run.train_batch(state, batch(spike=float("nan")))
@@ -81,7 +81,7 @@ def test_a_scale_that_is_a_power_of_two_changes_no_bit_in_float32():
     found = []
     for scale in (None, 1024.0):
         run = jp.initialize(
-            linen(5), mesh=jp.make_mesh(pipe=2), num_microbatches=4, loss_scale=scale
+            linen(3), mesh=jp.make_mesh(pipe=2), num_microbatches=4, loss_scale=scale
         )
         state = run.init(jax.random.key(0), vectors(8))
         loss, grads = run.value_and_grad(state.params, vectors(8))
@@ -92,12 +92,13 @@ def test_a_scale_that_is_a_power_of_two_changes_no_bit_in_float32():
 def test_a_scale_keeps_float16_gradients_that_would_be_zero():
     small = batch()
     small["weights"] = 1e-6 * small["weights"]  # 6e-8 is the least that float16 holds
-    want_engine = engine(model=model(None))
+    mesh = jp.make_mesh(pipe=2)
+    want_engine = engine(model=model(None), mesh=mesh)
     state = want_engine.init(jax.random.key(0), small)
     want = want_engine.logical(want_engine.value_and_grad(state.params, small)[1])
     errors = []
     for scale in (None, 2.0**14):
-        run = engine(loss_scale=scale)
+        run = engine(loss_scale=scale, mesh=mesh)
         state = run.init(jax.random.key(0), small)
         errors.append(largest_error(run.logical(run.value_and_grad(state.params, small)[1]), want))
     assert errors[1] < 2e-2 < errors[0], errors
