@@ -3,6 +3,7 @@
 Bubbles hold NaN throughout: whatever read one would show it.
 """
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ def check(case: Case) -> None:
     )
     state = engine.init(jax.random.key(0), batch)
     params = engine.logical(state.params)
-    assert largest_error(params, model.init(jax.random.key(0), batch)) < 1e-6
+    init = jax.jit(functools.partial(model.init, batch=batch))
+    assert largest_error(params, init(jax.random.key(0))) < 1e-6
     loss, grads = engine.value_and_grad(state.params, batch)
     want_loss, want = jax.jit(jax.value_and_grad(model.loss))(params, batch)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
@@ -70,8 +72,8 @@ def check(case: Case) -> None:
 
 
 COVERING = covering(every_case())
-# Every value of every setting, twice.
-FEW = [case for seed in (0, 1) for case in covering(every_case(), meeting=1, seed=seed)]
+# Every value of every setting; with this seed each schedule and remat, and data ranks, twice.
+FEW = covering(every_case(), meeting=1, seed=8)
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
@@ -97,8 +99,10 @@ def test_every_value_occurs(chosen: list[Case]):
     assert seen == {(i, value) for case in every_case() for i, value in enumerate(case)}
 
 
-def gradients(schedule: str, ranks: int, model: jp.PipelineModule) -> Any:
-    batch = vectors(12)
+@functools.cache
+def gradients(schedule: str, ranks: int, make: Any) -> Any:
+    """(loss, gradients) of three layers with dropout."""
+    batch, model = vectors(12), make(2, 0.5)
     mesh = jp.make_mesh(pipe=ranks)
     engine = jp.initialize(model, mesh=mesh, schedule=schedule, num_microbatches=6)
     state = engine.init(jax.random.key(0), batch)
@@ -107,23 +111,24 @@ def gradients(schedule: str, ranks: int, model: jp.PipelineModule) -> Any:
 
 
 def test_schedules_differ_in_no_bit():
-    want = gradients("gpipe", 4, linen(4, 0.5))
+    want = gradients("gpipe", 3, linen)
     for schedule in ("1f1b", "1f1b-eager"):
-        jax.tree.map(np.testing.assert_array_equal, gradients(schedule, 4, linen(4, 0.5)), want)
+        jax.tree.map(np.testing.assert_array_equal, gradients(schedule, 3, linen), want)
 
 
 @pytest.mark.parametrize("make", [linen, of_nnx])
 def test_dropout_does_not_depend_on_the_number_of_stages(make: Any):
-    (one, grads), *others = [gradients("1f1b", ranks, make(4, 0.5)) for ranks in (1, 4)]
+    (one, grads), *others = [gradients("1f1b", ranks, make) for ranks in (1, 3)]
     for loss, other in others:
         np.testing.assert_allclose(loss, one, rtol=1e-6)
         assert largest_error(other, grads) < 1e-6
-    kept = gradients("1f1b", 1, make(4, 0.0))[0]
+    model, batch = make(2, 0.5), vectors(12)
+    kept = model.loss(model.init(jax.random.key(0), batch), batch)
     assert abs(float(one - kept)) > 1e-3  # something was dropped
 
 
 def test_dropout_is_that_of_the_plain_model_and_of_any_mesh():
-    batch, model, key = vectors(16), linen(4, 0.5), jax.random.key(3)
+    batch, model, key = vectors(16), linen(2, 0.5), jax.random.key(3)
     losses = []
     for data, num_microbatches in ((1, 8), (2, 4)):
         mesh = jp.make_mesh(pipe=2, data=data)
@@ -145,7 +150,7 @@ def test_dropout_is_the_same_when_recomputed(remat: Any):
     batch, found = vectors(8), []
     for how in ("none", remat):
         mesh = jp.make_mesh(pipe=2)
-        engine = jp.initialize(linen(4, 0.5), mesh=mesh, num_microbatches=4, remat=how)
+        engine = jp.initialize(linen(2, 0.5), mesh=mesh, num_microbatches=4, remat=how)
         state = engine.init(jax.random.key(0), batch)
         loss, grads = engine.value_and_grad(state.params, batch, jax.random.key(3))
         found.append((loss, engine.logical(grads)))
@@ -154,7 +159,7 @@ def test_dropout_is_the_same_when_recomputed(remat: Any):
 
 @pytest.mark.parametrize("name", ["linen", "tied", "unlike"])
 def test_ten_steps_end_in_the_same_parameters(name: str):
-    model, batch = MODELS[name](5), batch_for(name, 16)
+    model, batch = MODELS[name](3), batch_for(name, 16)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))
     engine = jp.initialize(
         model, mesh=jp.make_mesh(pipe=4, data=2), optimizer=optimizer, num_microbatches=4,
@@ -180,5 +185,5 @@ def test_ten_steps_end_in_the_same_parameters(name: str):
     np.testing.assert_allclose(
         engine.eval_batch(state, batch)["loss"], model.loss(params, batch), rtol=1e-5
     )
-    want = model.apply(params, batch)
+    want = jax.jit(model.apply)(params, batch)
     assert largest_error(engine.predict(state, batch), want) < 1e-5
