@@ -2,8 +2,6 @@
 
 import os
 
-import jax
-
 # Simulated devices share the cores of one machine: a slow meeting is no deadlock.
 _PATIENCE = {
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 120,
@@ -22,4 +20,6 @@ def simulate_devices(num_devices: int) -> None:
     os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
     if not chosen:
+        import jax  # not before: commands that need none of it start in a moment
+
         jax.config.update("jax_num_cpu_devices", num_devices)

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from jaxpipe import __version__
+from jaxpipe.cli.check import Check
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.inspect import Inspect, Verify
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(argv, Config())
-        if isinstance(command, Train | DrawTimeline):
+        if isinstance(command, Train | DrawTimeline | Check):
             # What the file says becomes the defaults of a second reading: options come on top.
             command = _parse(argv, read(command.file))
         return command.run()
@@ -52,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(
     argv: Sequence[str], config: Config
-) -> Train | DrawTimeline | Draw | Inspect | Verify | Export | Import:
+) -> Train | Check | DrawTimeline | Draw | Inspect | Verify | Export | Import:
     train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
+    check = tyro.conf.subcommand("check", default=Check(file=tyro.MISSING, config=config))
     timeline = tyro.conf.subcommand(
         "timeline", default=DrawTimeline(file=tyro.MISSING, config=config)
     )
     drawing = tyro.conf.subcommand("draw")
     commands = (
         Annotated[Train, train]
+        | Annotated[Check, check]
         | Annotated[DrawTimeline, timeline]
         | Annotated[Draw, drawing]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -1,5 +1,6 @@
 """What a run is, as frozen dataclasses; how it is read, checked and kept."""
 
+from jaxpipe.config.explain import explain as explain
 from jaxpipe.config.run_directory import Resume as Resume
 from jaxpipe.config.run_directory import RunDirectory as RunDirectory
 from jaxpipe.config.run_directory import by_field as by_field

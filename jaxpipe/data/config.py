@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["text", "jsonl", "parquet", "arrayrecord", "huggingface", "tokens", "synthetic"]
-
 
 @dataclass(frozen=True)
 class DataConfig:
     """The text, its tokens, and the samples they make."""
 
-    source: Source = "text"
+    source: Literal[
+        "text", "jsonl", "parquet", "arrayrecord", "huggingface", "tokens", "synthetic"
+    ] = "text"
     """What there is: text, a document in each file; jsonl, parquet or arrayrecord, a document in
     each line, row or record; huggingface, a folder that datasets' save_to_disk wrote; tokens, which
     are ids already; synthetic, random ids."""

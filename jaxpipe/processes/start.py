@@ -6,8 +6,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
-import jax
-
 from jaxpipe.errors import ProcessError
 from jaxpipe.processes.ending import ending_of
 from jaxpipe.processes.facts import code_facts
@@ -96,6 +94,8 @@ def _listen(place: Place, port: int) -> socket.socket:
 
 
 def _start_jax(place: Place, port: int, launch: Launch) -> None:
+    import jax
+
     if jax.distributed.is_initialized():
         return
     # Ours are to speak first: JAX's watchdogs abort, and do not always say who is lost.
@@ -140,6 +140,8 @@ def _end_after(error: BaseException, member: Member) -> None:
 
 def _shut_down(member: Member) -> None:
     """After all have said that they are done."""
+    import jax
+
     with contextlib.suppress(RuntimeError):
         jax.distributed.shutdown()
     member.leave()

@@ -1,0 +1,56 @@
+"""What the fields of a configuration mean, out of the text under each."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from typing import Any, get_type_hints
+
+from jaxpipe.config.run_directory import by_field
+from jaxpipe.config.schema import Config
+from jaxpipe.errors import ConfigError, nearest
+
+
+def explain(key: str, config: Config) -> str:
+    """A field in words: its type, its default, what it is here, and what it means.
+
+    Args:
+      key: the field's whole name, a component's name, or a field's without its component's.
+      config: the configuration at hand.
+
+    Raises:
+      ConfigError: there is no such field; names the nearest.
+
+    >>> print(explain("trainer.seed", Config()))
+    trainer.seed: int = 0
+        Seed of the parameters, of dropout and of the order of the data.
+    """
+    fields = {f"{part}.{name}": text for part in _components() for name, text in _texts(part)}
+    places = (lambda n: n, lambda n: n.split(".")[0], lambda n: n.split(".")[1])
+    chosen = next(filter(None, ([n for n in fields if at(n) == key] for at in places)), [])
+    if not chosen:
+        raise ConfigError(f"{key}: unknown; {nearest(key, fields)}")
+    defaults, values = by_field(Config()), by_field(config)
+    lines = []
+    for name in chosen:
+        kind, text = fields[name]
+        here = "" if values[name] == defaults[name] else f", here {values[name]!r}"
+        lines += [f"{name}: {kind} = {defaults[name]!r}{here}", f"    {text}"]
+    return "\n".join(lines)
+
+
+def _components() -> dict[str, Any]:
+    return {field.name: get_type_hints(Config)[field.name] for field in dataclasses.fields(Config)}
+
+
+def _texts(component: str) -> list[tuple[str, tuple[str, str]]]:
+    """(name, (type, text)) of the fields of a component, out of its source."""
+    [tree] = ast.parse(inspect.getsource(_components()[component])).body
+    assert isinstance(tree, ast.ClassDef)
+    found = []
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            kind = re.sub(r"Literal\[(.*?)\]", r"\1", ast.unparse(field.annotation))
+            found.append((field.target.id, (kind, " ".join(str(below.value.value).split()))))
+    return found
