@@ -138,6 +138,8 @@ def train(
         checkpoints = Checkpoints(
             folder.checkpoints,
             keep=trainer.keep_checkpoints,
+            keep_interval=trainer.keep_interval,
+            keep_best=trainer.keep_best,
             patience=trainer.checkpoint_patience,
         )
         stack.enter_context(checkpoints)

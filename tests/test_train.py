@@ -101,6 +101,15 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path, text):
     assert list(losses_of(longer)) == list(range(1, 11))
 
 
+def test_what_stays_of_checkpoints_is_the_users(tmp_path, text):
+    config = a_config(tmp_path, checkpoint_interval=1, keep_interval=3, keep_best=1)
+    trained(config)
+    assert saved_steps(config) == [3, 6, 7, 8]  # of the evaluated ones the first is the best
+    best = a_config(tmp_path, "best", checkpoint_interval=3, keep_best=1)
+    trained(best)
+    assert saved_steps(best)[-2:] == [6, 8]
+
+
 def test_other_text_is_refused(tmp_path, text):
     trained(a_config(tmp_path))
     effective = read(tmp_path / "runs" / "run" / "config.yaml")

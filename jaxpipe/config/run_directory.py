@@ -23,6 +23,7 @@ Resume = Literal["auto", "must", "never"]
 _FREE = (
     *("trainer.steps", "trainer.log_interval", "trainer.eval_interval", "trainer.eval_batches"),
     *("trainer.checkpoint_interval", "trainer.keep_checkpoints", "trainer.checkpoint_patience"),
+    *("trainer.keep_interval", "trainer.keep_best"),
     *("trainer.most_skipped", "trainer.spike", "trainer.rollbacks"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.final_fraction"),
     *("pipeline.ranks", "pipeline.data", "pipeline.tensor", "pipeline.sequence_parallel"),

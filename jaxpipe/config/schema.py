@@ -137,6 +137,10 @@ class TrainerConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk, at least 2."""
+    keep_interval: int | None = None
+    """Checkpoints of every so many steps stay for good; null: none do."""
+    keep_best: int = 0
+    """How many checkpoints with the lowest held-out loss stay besides."""
     checkpoint_patience: float = 1200.0
     """Seconds that a checkpoint may take, and that processes wait there for one another."""
     most_skipped: int = 20

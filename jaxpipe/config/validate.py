@@ -73,6 +73,10 @@ def _ranges(config: Config) -> Iterator[str]:
             f"trainer.keep_checkpoints: got {trainer.keep_checkpoints}, expected at least 2: with"
             " one, a disk that fills up while it is replaced leaves none."
         )
+    if trainer.keep_best < 0:
+        yield f"trainer.keep_best: got {trainer.keep_best}, expected 0 or more."
+    if trainer.keep_interval is not None and trainer.keep_interval < 1:
+        yield f"trainer.keep_interval: got {trainer.keep_interval}, expected at least 1, or null."
     if not trainer.checkpoint_patience > 0:
         yield (
             f"trainer.checkpoint_patience: got {trainer.checkpoint_patience}, expected seconds,"
