@@ -171,11 +171,22 @@ def test_what_is_public_says_what_it_is(module: Module):
             scopes += [node] if isinstance(node, ast.ClassDef) else []
 
 
+def _opens_rooms(node: ast.stmt) -> bool:
+    """What the package's own front door has to import a room when it is asked for."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name in ("__getattr__", "__dir__")
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+
+
 @every_module
 def test_front_doors_hold_no_logic(module: Module):
     if module.path.name != "__init__.py":
         return
     for node in module.tree.body:
+        if not module.room and _opens_rooms(node):
+            continue
         is_import = isinstance(node, ast.ImportFrom | ast.Import)
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_constant = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)

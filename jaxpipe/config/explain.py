@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 from typing import Any, get_type_hints
 
@@ -45,12 +46,12 @@ def _components() -> dict[str, Any]:
 
 def _texts(component: str) -> list[tuple[str, tuple[str, str]]]:
     """(name, (type, text)) of the fields of a component, out of its source."""
-    [tree] = ast.parse(inspect.getsource(_components()[component])).body
-    assert isinstance(tree, ast.ClassDef)
+    source: Any = ast.parse(inspect.getsource(_components()[component]))
+    body = source.body[0].body
     found = []
-    for field, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    for field, below in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign):
             kind = re.sub(r"Literal\[(.*?)\]", r"\1", ast.unparse(field.annotation))
-            found.append((field.target.id, (kind, " ".join(str(below.value.value).split()))))
+            text = " ".join(below.value.value.split())
+            found.append((ast.unparse(field.target), (kind, text)))
     return found
