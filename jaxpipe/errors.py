@@ -4,7 +4,7 @@ A message says what was got, what was expected, and what to do, with the place.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class JaxpipeError(ValueError):
@@ -67,6 +67,19 @@ class CorruptCheckpointError(CheckpointError):
 
 class ConvertError(JaxpipeError):
     """Weights that cannot be read from, or written for, another library."""
+
+
+_SHOWN = 8
+
+
+def first_few(lines: Sequence[str]) -> list[str]:
+    """As many lines as a message should have, and how many more there are.
+
+    >>> first_few(list("abcdefghij"))[-2:]
+    ['h', 'and 2 more']
+    """
+    more = [f"and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
+    return [*lines[:_SHOWN], *more]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,9 +8,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.contents import Contents
 from jaxpipe.checkpoint.load import Source
-from jaxpipe.errors import CheckpointError
-
-_SHOWN = 8  # in a message
+from jaxpipe.errors import CheckpointError, first_few
 
 
 def match(
@@ -48,8 +46,7 @@ def match(
         elif not any(fnmatch.fnmatchcase(key, pattern) for pattern in partial):
             problems.append(f"{key}: saved {_said(have)}, expected {_said(need)}")
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
-        listed = "\n  ".join([*problems[:_SHOWN], *more])
+        listed = "\n  ".join(first_few(problems))
         raise CheckpointError(
             f"the checkpoint {where} does not fit this run:\n  {listed}\nUse the configuration that"
             " it was saved with; or let names pass by partial=[...] (there the run keeps its own"

@@ -20,11 +20,10 @@ import numpy as np
 from jaxpipe.checkpoint.contents import Contents
 from jaxpipe.checkpoint.names import in_order
 from jaxpipe.checkpoint.zarr import FileSum, Stored, chunk_of
-from jaxpipe.errors import CheckpointError, CorruptCheckpointError
+from jaxpipe.errors import CheckpointError, CorruptCheckpointError, first_few
 
 FORMAT, VERSION = "jaxpipe checkpoint", 1
 FILE = "MANIFEST.json"
-_SHOWN = 8  # problems in a message
 _LARGEST = 256 * 2**20  # bytes of a manifest
 _WORD = r"[A-Za-z0-9_%-]+"
 _NAME = re.compile(rf"{_WORD}(\.{_WORD})*")
@@ -156,8 +155,7 @@ def checked_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     problems = wrong_sizes(folder, manifest)
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
-        listed = "".join(f"\n  {problem}" for problem in [*problems[:_SHOWN], *more])
+        listed = "".join(f"\n  {problem}" for problem in first_few(problems))
         raise CorruptCheckpointError(f"{folder} is damaged:{listed}")
     return manifest
 

@@ -32,7 +32,7 @@ class Meetings:
         """Waits until all processes are here.
 
         Args:
-          why: what each has done when it comes here, as in `"has read the checkpoint"`.
+          why: what each has done when it comes here, as in `"read the checkpoint"`.
 
         Raises:
           CheckpointError: some have not come in time; says which.

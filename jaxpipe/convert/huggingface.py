@@ -13,11 +13,9 @@ from jaxpipe.checkpoint import LogicalTree
 from jaxpipe.convert.families import family_of
 from jaxpipe.convert.rules import Rule
 from jaxpipe.convert.tensors import TensorFiles, write_files
-from jaxpipe.errors import ConvertError
+from jaxpipe.errors import ConvertError, first_few
 from jaxpipe.losses import cross_entropy
 from jaxpipe.model import PipelineModule
-
-_SHOWN = 8  # names in a message
 
 
 class Found(NamedTuple):
@@ -164,5 +162,4 @@ def _whole(name: str, prefix: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = [f"and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
-    return ", ".join([*names[:_SHOWN], *more]) or "nothing"
+    return ", ".join(first_few(names)) or "nothing"

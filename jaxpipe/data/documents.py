@@ -43,6 +43,7 @@ class Documents:
       skip_bad: how many documents that cannot be read are left out; one more raises.
 
     Attributes:
+      field: the key or the column that holds the text.
       skipped: the places of those that were left out by the last reading, and why.
 
     Raises:
@@ -58,7 +59,7 @@ class Documents:
         field: str = "text",
         skip_bad: int = 0,
     ) -> None:
-        self._root, self._kind, self._field, self._skip_bad = Path(path), kind, field, skip_bad
+        self._root, self._kind, self.field, self._skip_bad = Path(path), kind, field, skip_bad
         self._pattern = pattern or _PATTERNS[kind]
         self.skipped: list[str] = []
         self.files = self._found()
@@ -101,7 +102,7 @@ class Documents:
             if not isinstance(text, str):
                 raise ValueError(f"got {type(text).__name__}, expected text")
         except (ValueError, KeyError) as error:
-            why = f"no {self._field!r}" if isinstance(error, KeyError) else str(error)
+            why = f"no {self.field!r}" if isinstance(error, KeyError) else str(error)
             self.bad(place, why)
         else:
             yield Document(text, place)
@@ -119,13 +120,8 @@ class Documents:
     def of(self, row: Any) -> Any:
         """The text of a row."""
         if not isinstance(row, dict):
-            raise ValueError(f"got {type(row).__name__}, expected a row with {self._field!r}")
-        return row[self._field]
-
-    @property
-    def field(self) -> str:
-        """The key or the column that holds the text."""
-        return self._field
+            raise ValueError(f"got {type(row).__name__}, expected a row with {self.field!r}")
+        return row[self.field]
 
 
 def _text(path: Path, name: str, documents: Documents) -> Iterator[Document]:
