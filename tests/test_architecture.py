@@ -12,7 +12,7 @@ ROOT = Path(jaxpipe.__file__).parent
 
 # Each line may import the lines above it, and itself where it is a folder.
 HOUSE = """
-errors spec devices
+errors spec devices sections
 schedules
 partition
 losses mesh simulate_devices batch zero loss_scale processes
