@@ -8,7 +8,6 @@ import optax
 
 from jaxpipe import nn
 from jaxpipe.config import Config, OptimizerConfig, PipelineConfig
-from jaxpipe.config.schema import hidden_features, kv_heads, vocabulary
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import MeshError
 from jaxpipe.layers import LayerSpec
@@ -57,7 +56,7 @@ def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
     """The sizes of the network that a configuration describes."""
     model = config.model
     shared: Any = dict(
-        vocab_size=vocabulary(model),
+        vocab_size=model.vocabulary(),
         num_layers=model.layers,
         width=model.width,
         num_heads=model.heads,
@@ -67,7 +66,7 @@ def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
     )
     if model.network == "gpt":
         return GPTConfig(sequence_length=config.data.sequence_length, **shared)
-    return LlamaConfig(num_kv_heads=kv_heads(model), hidden=hidden_features(model), **shared)
+    return LlamaConfig(num_kv_heads=model.num_kv_heads, hidden=model.hidden_features, **shared)
 
 
 def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

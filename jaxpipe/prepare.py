@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxpipe.config import Config
-from jaxpipe.config.schema import vocabulary
 from jaxpipe.data import (
     Batch,
     Batches,
@@ -48,7 +47,7 @@ def resolved(config: Config, corpus: Corpus) -> Config:
             f"data.fingerprint: got data with hash {found}, expected {wanted}: another Python, or"
             " files that have changed. Set it to null to train on these."
         )
-    room = vocabulary(config.model, corpus.vocab_size)
+    room = config.model.vocabulary(corpus.vocab_size)
     if room < corpus.vocab_size:
         raise ConfigError(
             f"model.vocab_size: got {room}, expected room for the data's {corpus.vocab_size} ids at"

@@ -24,7 +24,7 @@ from jaxpipe.config import (
 from jaxpipe.engine import Engine
 from jaxpipe.metrics import PlainConsole
 from jaxpipe.prepare import corpus_of, resolved
-from jaxpipe.train import train
+from jaxpipe.trainer import train
 
 
 class Plan(str):

@@ -35,7 +35,7 @@ nn
 models checkpoint data metrics crashes
 config
 build convert prepare
-train
+trainer
 measurement
 cli
 __main__

@@ -22,7 +22,7 @@ from jaxpipe.config import (
 from jaxpipe.data import write_tokens
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import PlainConsole
-from jaxpipe.train import Outcome, run
+from jaxpipe.trainer import Outcome, run
 
 TEXTS = [f"def f{i}(x):\n    return x + {i**3}\n" * 4 for i in range(40)]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxpipe.config import Config, differences, explain, num_layers, validate
+from jaxpipe.config import Config, differences, explain, validate
 from jaxpipe.schedules import AUTO, by_name, simulate
 
 
@@ -35,7 +35,7 @@ class Check:
             f"devices: {pipeline.num_devices} (pipe {pipeline.ranks} x data {pipeline.data} x"
             f" tensor {pipeline.tensor})"
         )
-        print(f"layers: {num_layers(config)}, with the embedding and the head")
+        print(f"layers: {config.model.num_layers}, with the embedding and the head")
         print(f"schedule: {_described(config)}")
         per_step = config.trainer.batch_size * config.data.sequence_length
         print(f"tokens: {per_step:,} a step, {per_step * config.trainer.steps:,} in all")

@@ -52,7 +52,7 @@ class Train:
             return INTERRUPTED
 
     def _train(self, config: Config, processes: Processes) -> int:
-        from jaxpipe.train import run  # not before devices are simulated
+        from jaxpipe.trainer import run  # not before devices are simulated
 
         # Orbax warns, at each save, of files that it does not find and that are not meant to be.
         logging.getLogger("absl").setLevel(logging.ERROR)

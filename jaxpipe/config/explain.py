@@ -7,8 +7,7 @@ import itertools
 import re
 from typing import Any, get_type_hints
 
-from jaxpipe.config.run_directory import by_field
-from jaxpipe.config.schema import Config
+from jaxpipe.config.config import Config, by_field
 from jaxpipe.errors import ConfigError, nearest
 
 

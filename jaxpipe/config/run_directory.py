@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and when a run may use a folder that is there already.
 
 runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same run again
+                config.diff      what of it is not as by default; starts the same run, too
                 config-1.yaml    what it was before a resumed run changed it
                 metrics.jsonl    one line per log interval
                 events.*         the same for TensorBoard
@@ -11,26 +12,13 @@ runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jaxpipe.config.schema import Config
-from jaxpipe.config.yaml_file import read, to_yaml
+from jaxpipe.config.config import Config, differences
+from jaxpipe.config.yaml_file import read, to_yaml, yaml_of_changes
 from jaxpipe.errors import ConfigError
 
 Resume = Literal["auto", "must", "never"]
-
-# What a run may change as it goes on: how long, where, how fast, and what it says and keeps.
-_FREE = (
-    *("trainer.steps", "trainer.log_interval", "trainer.eval_interval", "trainer.eval_batches"),
-    *("trainer.checkpoint_interval", "trainer.keep_checkpoints", "trainer.checkpoint_patience"),
-    *("trainer.keep_interval", "trainer.keep_best"),
-    *("trainer.most_skipped", "trainer.spike", "trainer.rollbacks"),
-    *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.final_fraction"),
-    *("pipeline.ranks", "pipeline.data", "pipeline.tensor", "pipeline.sequence_parallel"),
-    *("pipeline.zero", "pipeline.zero_per", "pipeline.microbatches", "pipeline.schedule"),
-    *("pipeline.chunks", "pipeline.memory_limit", "pipeline.partition", "pipeline.remat"),
-)
-_FREE_BEGIN = tuple(f"{name}: " for name in _FREE)
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,8 @@ class RunDirectory:
             self.config_file.rename(_unused(self.path, "config", ".yaml"))
         if not self.config_file.exists():
             self.config_file.write_text(to_yaml(self.config), encoding="utf-8")
+            changed = self.path / "config.diff"
+            changed.write_text(yaml_of_changes(self.config), encoding="utf-8")
 
 
 def choose(config: Config, resume: Resume) -> RunDirectory:
@@ -106,7 +96,8 @@ def choose(config: Config, resume: Resume) -> RunDirectory:
     if resume == "never":
         return dataclasses.replace(chosen, aside=_unused(path.parent, path.name + ".", "", dash=""))
     changes = tuple(differences(read(chosen.config_file), config))
-    barred = [change for change in changes if not change.startswith(_FREE_BEGIN)]
+    free = {f"{name}.{field}" for name, part in config.components.items() for field in part.FREE}
+    barred = [change for change in changes if change.split(":")[0] not in free]
     if barred and resume == "auto":
         listed = "".join(f"\n  {change}" for change in barred)
         raise ConfigError(
@@ -115,30 +106,6 @@ def choose(config: Config, resume: Resume) -> RunDirectory:
             " which moves the old run aside."
         )
     return dataclasses.replace(chosen, resume=True, changes=changes)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """What changed from one run to another, a line for each field; where runs lie is left out.
-
-    >>> from jaxpipe.config.schema import TrainerConfig
-    >>> differences(Config(), Config(trainer=TrainerConfig(steps=10)))
-    ['trainer.steps: 1000 -> 10']
-    """
-    before, after = by_field(old), by_field(new)
-    return [
-        f"{name}: {before[name]} -> {after[name]}"
-        for name in before
-        if before[name] != after[name] and not name.startswith("run.")
-    ]
-
-
-def by_field(config: Config) -> dict[str, Any]:
-    """Every value by its whole name, as in `{"trainer.steps": 1000, ...}`."""
-    return {
-        f"{component}.{field}": value
-        for component, fields in dataclasses.asdict(config).items()
-        for field, value in fields.items()
-    }
 
 
 def _unused(folder: Path, stem: str, suffix: str, *, dash: str = "-") -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
-from jaxpipe.config.schema import Config
+from jaxpipe.config.config import Config
 from jaxpipe.errors import ConfigError, nearest
 
 _Problems = list[tuple[int, str]]
@@ -67,6 +67,40 @@ def to_yaml(config: Config) -> str:
     """
     tree = _plain(dataclasses.asdict(config))
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def yaml_of_changes(config: Config) -> str:
+    """The YAML text of the fields that differ from their defaults, which are told beside them.
+
+    >>> print(yaml_of_changes(parse("trainer: {steps: 10}")))
+    # What is not as by default.
+    trainer:
+      steps: 10  # default: 1000
+    <BLANKLINE>
+    """
+    lines, defaults = ["# What is not as by default."], Config().components
+    for name, component in config.components.items():
+        values, usual = dataclasses.asdict(component), dataclasses.asdict(defaults[name])
+        changed = [field for field in values if values[field] != usual[field]]
+        lines += [f"{name}:"] if changed else []
+        lines += [
+            f"  {field}: {_inline(values[field])}  # default: {_inline(usual[field])}"
+            for field in changed
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML, on one line."""
+    # Within a list a text is quoted where that is needed, and nothing ends a document.
+    shown = yaml.dump(
+        [_plain(value)],
+        Dumper=_Dumper,
+        allow_unicode=True,
+        default_flow_style=True,
+        width=math.inf,
+    )
+    return shown.strip()[1:-1]
 
 
 class _Dumper(yaml.SafeDumper):

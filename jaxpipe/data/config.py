@@ -1,7 +1,10 @@
 """What to train on, how it becomes tokens, and these samples."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from jaxpipe.data.tokenizer import MOST_BYTES
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,34 @@ class DataConfig:
     """Folder for the tokens, which are made once; null: tokens/ in the folder of all runs."""
     fingerprint: str | None = None
     """Hash of the tokens. A run fills it in; where it is set, other data is refused."""
+
+    FREE = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a tokenizer has to make the tokens."""
+        return self.source not in ("tokens", "synthetic")
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with these settings, whatever the others are; a line each."""
+        if self.sequence_length < 1:
+            yield f"data.sequence_length: got {self.sequence_length}, expected at least 1."
+        if not 0 < self.held_out_fraction < 1:
+            yield f"data.held_out_fraction: got {self.held_out_fraction}, expected between 0 and 1."
+        if self.skip_bad < 0:
+            yield f"data.skip_bad: got {self.skip_bad}, expected at least 0."
+        if self.path is None and self.source not in ("text", "synthetic"):
+            yield f"data.path: got null, expected a file or a folder of {self.source}."
+        ids = self.vocab_size
+        if self.is_text and self.tokenizer == "train" and (ids is None or ids <= MOST_BYTES):
+            yield (
+                f"data.vocab_size: got {ids}, expected more than {MOST_BYTES} ids for the tokenizer"
+                " to learn."
+            )
+        elif self.is_text and self.tokenizer != "train" and ids is not None:
+            yield (
+                f"data.vocab_size: got {ids}; the tokenizer says how many ids there are. Set it to"
+                " null, or data.tokenizer to train."
+            )
+        elif ids is not None and ids < 2:
+            yield f"data.vocab_size: got {ids}, expected at least 2."

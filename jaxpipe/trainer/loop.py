@@ -1,4 +1,4 @@
-"""Trains: from a configuration to a trained model, with metrics and checkpoints on the way.
+"""Trains, with metrics, evaluations and checkpoints on the way.
 
 Steps are counted from 1. The batch of a step is a pure function of (seed, step), and a checkpoint
 holds the rest, so a resumed run gives the numbers that an uninterrupted one gives.
@@ -8,102 +8,27 @@ first one prints and writes metrics; checkpoints are written by all together.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxpipe.build import build_engine, learning_rate, model_sizes
 from jaxpipe.checkpoint import Checkpoints
-from jaxpipe.config import (
-    Config,
-    Resume,
-    RunDirectory,
-    by_field,
-    choose,
-    validate,
-)
-from jaxpipe.convert import describe_model
+from jaxpipe.config import RunDirectory, by_field
 from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Corpus
 from jaxpipe.engine import Engine
 from jaxpipe.mesh import describe_mesh
-from jaxpipe.metrics import (
-    Console,
-    Diverged,
-    JsonLines,
-    NoConsole,
-    Report,
-    Sinks,
-    TensorBoard,
-    console_for,
-)
-from jaxpipe.partition import Partition
-from jaxpipe.prepare import batches_of, bigram_loss_of, corpus_of, held_out_batches, resolved
+from jaxpipe.metrics import Console, Diverged, Report
+from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
 from jaxpipe.state import TrainState
-
-
-class Outcome(NamedTuple):
-    """How a run ended.
-
-    Attributes:
-      ending: whether the last step was reached.
-      step: steps that are done.
-      checkpoint: the newest checkpoint.
-      held_out_loss: nats per token on the held-out data; NaN for a run that was stopped.
-      bigram_loss: the same of a byte-bigram model, on the same bytes; None for other tokens.
-    """
-
-    ending: Literal["finished", "interrupted"]
-    step: int
-    checkpoint: Path
-    held_out_loss: float
-    bigram_loss: float | None
-
-
-def run(
-    config: Config,
-    *,
-    resume: Resume = "auto",
-    should_stop: Callable[[], bool] = lambda: False,
-    console: Console | None = None,
-    processes: Processes = ALONE,
-) -> Outcome:
-    """Trains what a configuration describes, or goes on with it.
-
-    Args:
-      config: the run.
-      resume: what to do about an earlier run in the same folder; see `config.choose`.
-      should_stop: asked after each step; True ends the run there, with a checkpoint. Of several
-        processes any one may say so.
-      console: where to show how it goes; by default the standard output of the first process.
-      processes: all that train together, from `start_processes`.
-
-    Raises:
-      JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
-        processes differ in what they would train.
-      CrashLoop: the last starts have all ended in the same way.
-      Diverged: a loss is not finite; the message says where the last good checkpoint is.
-    """
-    validate(config)
-    if console is None:
-        console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
-    corpus = corpus_of(config, console.note, processes)
-    config = resolved(config, corpus)
-    folder = choose(config, resume)
-    # Also so that all have chosen a folder before the first process changes it.
-    processes.compare(_facts(folder, corpus))
-    console.note(str(corpus))
-    for change in folder.changes:
-        console.note(f"changed: {change}")
-    return train(build_engine(config), folder, corpus, console, should_stop, processes)
+from jaxpipe.trainer.evaluate import evaluate
+from jaxpipe.trainer.facts import about
+from jaxpipe.trainer.outcome import Outcome
+from jaxpipe.trainer.reporting import reporting
 
 
 def train(
@@ -148,9 +73,9 @@ def train(
             console.note(f"a save that was never finished is cleared: {path}")
         if (checkpoints.latest() or 0) < trainer.steps:
             checkpoints.check_room(engine.abstract_state(example))
-        about = _about(engine, folder.config, plan[0], corpus)
+        said = about(engine, folder.config, plan[0], corpus)
         run = _Run(
-            engine, folder, batches, held_out, bigram_loss, checkpoints, about, console,
+            engine, folder, batches, held_out, bigram_loss, checkpoints, said, console,
             should_stop, processes, crashes,
         )  # fmt: skip
         at = run.newest()
@@ -210,7 +135,7 @@ class _Run(NamedTuple):
 
     def going_on(self, at: _Position) -> Outcome:
         """Trains from there to the end, or until it is stopped."""
-        with _reporting(self.folder, self.console, at.step, self.processes.is_first) as report:
+        with reporting(self.folder, self.console, at.step, self.processes.is_first) as report:
             return self._steps(at, report)
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
@@ -251,69 +176,6 @@ class _Run(NamedTuple):
         data = dict(self.about["data"]) | {"next_batch": next_batch}
         self.checkpoints.save(
             step, state, metric=metric, metadata=dict(self.about) | {"data": data}
-        )
-
-
-def _facts(folder: RunDirectory, corpus: Corpus) -> dict[str, str]:
-    """What all processes must agree on before anything is written."""
-    config = {
-        f"configuration: {name}": str(value) for name, value in by_field(folder.config).items()
-    }
-    earlier = "continued" if folder.resume else "not continued"
-    return config | {"data": corpus.fingerprint, f"the run in {folder.path}": earlier}
-
-
-def evaluate(
-    engine: Engine,
-    state: TrainState,
-    batches: Sequence[Batch],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> float | None:
-    """Mean loss over batches, each position weighing the same; None if it is to stop before."""
-    results = []
-    for batch in batches:
-        results.append(engine.eval_batch(state, batch))
-        jax.block_until_ready(results[-2:-1])  # or all would be under way before the first is done
-        if should_stop():
-            return None
-    weights = [float(result["weight"]) for result in results]
-    sums = [float(result["loss"]) * weight for result, weight in zip(results, weights, strict=True)]
-    return sum(sums) / sum(weights)
-
-
-def _about(engine: Engine, config: Config, partition: Partition, corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint says of the run that wrote it; nothing of it is needed to load it."""
-    return {
-        "model": describe_model(model_sizes(config)),
-        "partition": list(partition.boundaries),
-        "schedule": engine.schedule.name,
-        "mesh": dict(zip(engine.mesh.axis_names, engine.mesh.devices.shape, strict=True)),
-        "versions": code_facts(),
-        "config": dataclasses.asdict(config),
-        "data": {"fingerprint": corpus.fingerprint},
-    }
-
-
-@contextlib.contextmanager
-def _reporting(
-    folder: RunDirectory, console: Console, start: int, writes: bool
-) -> Iterator[Report]:
-    """A report, and if it `writes`, into the run's folder; goes on from step `start`."""
-    config, trainer = folder.config, folder.config.trainer
-    rates = jax.vmap(learning_rate(config.optimizer, trainer.steps))(jnp.arange(trainer.steps))
-    openers = {
-        "metrics.jsonl": lambda: JsonLines(folder.metrics_file, resume_step=start),
-        "TensorBoard": lambda: TensorBoard(folder.path, resume_step=start),
-    }
-    with contextlib.closing(Sinks(openers if writes else {})) as sinks:
-        yield Report(
-            console,
-            sinks,
-            tokens_per_step=trainer.batch_size * config.data.sequence_length,
-            log_interval=trainer.log_interval,
-            learning_rates=np.asarray(rates).tolist(),
-            most_skipped=trainer.most_skipped,
-            spike=trainer.spike,
         )
 
 

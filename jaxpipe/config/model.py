@@ -1,0 +1,97 @@
+"""What the network is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxpipe.config.ranges import below, either, nearest_multiples, no_share
+
+_BYTES = 256
+_MULTIPLE = 64  # of ids that there is room for: any usual number of tensor ranks divides it
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, which reads tokens and predicts the next ones."""
+
+    network: Literal["gpt", "llama"] = "gpt"
+    """gpt; or llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    layers: int = 8
+    """Transformer blocks; with the embedding and the head the pipeline has this many layers + 2."""
+    width: int = 128
+    """Features per position; a multiple of heads."""
+    heads: int = 4
+    """Attention heads per block."""
+    kv_heads: int | None = None
+    """For llama: heads of keys and values, of which heads is a multiple; null: as many as heads."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
+    vocab_size: int | None = None
+    """Token ids that there is room for; null: as many as the data have, or some more, up to the
+    next multiple of 64. A run fills it in."""
+    tied: bool = False
+    """Whether the output shares the embedding's vectors, although they lie on different ranks."""
+
+    FREE = ()
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values of a llama."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def hidden_features(self) -> int:
+        """Of a llama's MLP: a multiple of 32 next to 8/3 of the width (arXiv:2302.13971, 2.2)."""
+        return -(-8 * self.width // 96) * 32
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the pipeline: the embedding, the blocks and the head.
+
+        Where these are tied, norms and positions are layers of their own.
+        """
+        more = 0 if not self.tied else 2 if self.network == "gpt" else 1
+        return self.layers + 2 + more
+
+    def vocabulary(self, ids: int = _BYTES) -> int:
+        """Room for so many token ids.
+
+        >>> ModelConfig().vocabulary(), ModelConfig().vocabulary(50257)
+        (256, 50304)
+        """
+        return -(-ids // _MULTIPLE) * _MULTIPLE if self.vocab_size is None else self.vocab_size
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with these settings, whatever the others are; a line each."""
+        sizes = {
+            "model.layers": self.layers,
+            "model.width": self.width,
+            "model.heads": self.heads,
+            "model.kv_heads": self.kv_heads,
+        }
+        yield from below(1, sizes)
+        yield from below(2, {"model.vocab_size": self.vocab_size})
+        yield from no_share({"model.dropout": self.dropout})
+        if min(self.width, self.heads) > 0 and self.width % self.heads:
+            yield (
+                f"model.width: got {self.width}, which {self.heads} heads do not divide; try width"
+                f" {either(nearest_multiples(self.width, self.heads))}, or another number of heads."
+            )
+        yield from self._kv_problems()
+
+    def _kv_problems(self) -> Iterator[str]:
+        heads, kv_heads = self.heads, self.num_kv_heads
+        if self.network != "llama":
+            if self.kv_heads is not None:
+                yield f"model.kv_heads: got {kv_heads}; only llama has them. Set it to null."
+        elif min(heads, kv_heads) > 0 and heads % kv_heads:
+            near = either(nearest_multiples(heads, kv_heads))
+            yield (
+                f"model.heads: got {heads}, no multiple of model.kv_heads = {kv_heads}; try {near}."
+            )
+        elif min(heads, kv_heads, self.width) > 0 and self.width % (2 * heads):
+            near = either(nearest_multiples(self.width, 2 * heads))
+            yield (
+                f"model.width: got {self.width}; llama's rotary positions take an even number of"
+                f" features for each of {heads} heads; try {near}."
+            )

@@ -1,0 +1,50 @@
+"""From a configuration to a trained model."""
+
+from collections.abc import Callable
+
+from jaxpipe.build import build_engine
+from jaxpipe.config import Config, Resume, choose, validate
+from jaxpipe.metrics import Console, NoConsole, console_for
+from jaxpipe.prepare import corpus_of, resolved
+from jaxpipe.processes import ALONE, Processes
+from jaxpipe.trainer.facts import facts_of
+from jaxpipe.trainer.loop import train
+from jaxpipe.trainer.outcome import Outcome
+
+
+def run(
+    config: Config,
+    *,
+    resume: Resume = "auto",
+    should_stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
+    processes: Processes = ALONE,
+) -> Outcome:
+    """Trains what a configuration describes, or goes on with it.
+
+    Args:
+      config: the run.
+      resume: what to do about an earlier run in the same folder; see `config.choose`.
+      should_stop: asked after each step; True ends the run there, with a checkpoint. Of several
+        processes any one may say so.
+      console: where to show how it goes; by default the standard output of the first process.
+      processes: all that train together, from `start_processes`.
+
+    Raises:
+      JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
+        processes differ in what they would train.
+      CrashLoop: the last starts have all ended in the same way.
+      Diverged: a loss is not finite; the message says where the last good checkpoint is.
+    """
+    validate(config)
+    if console is None:
+        console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
+    corpus = corpus_of(config, console.note, processes)
+    config = resolved(config, corpus)
+    folder = choose(config, resume)
+    # Also so that all have chosen a folder before the first process changes it.
+    processes.compare(facts_of(folder, corpus))
+    console.note(str(corpus))
+    for change in folder.changes:
+        console.note(f"changed: {change}")
+    return train(build_engine(config), folder, corpus, console, should_stop, processes)
