@@ -22,7 +22,7 @@ from jaxpipe.zero import Zero
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 class Engine(NamedTuple):
@@ -35,7 +35,8 @@ class Engine(NamedTuple):
       init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
       train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
         Metrics are scalars: `loss`, `weight` (what a loss sum was divided by), `grad_norm` (over
-        all stages, before clipping), `skipped`, and `loss_scale` of this step where there is one.
+        all stages, before clipping), `skipped`, and `loss_scale` of this step where there is one;
+        and, if asked for, `layer_norms`: {layer name: norm of its gradients, before clipping}.
         Where loss or gradients are not finite, on whatever rank, parameters and optimizer state
         stay as they are on all; `skipped` counts such steps in a row.
       eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
@@ -108,6 +109,7 @@ def initialize(
     check_ids: bool = True,
     fill: float | None = None,
     compiler_options: Mapping[str, bool | int | str | None] | None = None,
+    layer_norms: bool = False,
 ) -> Engine:
     """Puts a model, a mesh, an optimizer and a schedule together. Nothing is compiled yet.
 
@@ -133,6 +135,8 @@ def initialize(
       check_ids: whether batches are checked against the model's `id_ranges` on the host.
       fill: what buffers hold before they are written. Nothing reads it: NaN shows that.
       compiler_options: for XLA, over those of `compiler_options.preset`; a None takes one out.
+      layer_norms: whether `train_batch` gives the norm of each layer's gradients too: a float32
+        scalar a layer, and one more reading of the gradients.
 
     Raises:
       MeshError: when the mesh lacks the `pipe` axis, or there is no such `zero`.
@@ -143,7 +147,8 @@ def initialize(
     zero = zero if isinstance(zero, Zero) else Zero(zero)
     scale = resolve_loss_scale(loss_scale, model.compute_dtype)
     settings = Settings(
-        model, mesh, optimizer, wanted, remat, zero, scale, check_ids, fill, compiler_options
-    )
+        model, mesh, optimizer, wanted, remat, zero, scale, check_ids, fill, compiler_options,
+        layer_norms,
+    )  # fmt: skip
     machine = Machine(settings)
     return Engine(*(getattr(machine, name) for name in Engine._fields))

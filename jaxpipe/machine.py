@@ -18,6 +18,7 @@ from jaxpipe.fresh import FreshRows
 from jaxpipe.gather import whole
 from jaxpipe.mesh import TENSOR, traced_on
 from jaxpipe.model import Logical, Outline
+from jaxpipe.norms import global_norm, layer_norms
 from jaxpipe.optimizer import PlacedOptimizer
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline, forward_only
@@ -25,7 +26,7 @@ from jaxpipe.spec import abstract, is_traced
 from jaxpipe.spread import Held, held, join
 from jaxpipe.stages import build_stages, check_remat
 from jaxpipe.state import TrainState
-from jaxpipe.step import Step, global_norm
+from jaxpipe.step import Step
 from jaxpipe.storage import Placed, abstract_placed, logical, place, specs
 from jaxpipe.structure import Settings, Structure, lockstep_on, settle
 from jaxpipe.timeline import measure, operations_of
@@ -298,7 +299,9 @@ class Machine:
             # Sums over all ranks, so all ranks agree.
             finite = jnp.isfinite(norm) & jnp.isfinite(totals.loss)
             weights, moments = optimizer.update(Held(grads, []), moments, weights, finite)
-            metrics = dict(loss=totals.loss, weight=totals.weight, grad_norm=norm)
+            metrics: Any = dict(loss=totals.loss, weight=totals.weight, grad_norm=norm)
+            if self._settings.layer_norms:
+                metrics["layer_norms"] = layer_norms(optimizer.params, grads)
             return join(weights, step.layout), join(moments, optimizer.state), metrics, finite
 
         trees = specs(step.layout), specs(optimizer.state)

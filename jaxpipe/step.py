@@ -27,7 +27,7 @@ from jaxpipe.executor.run import Action, Carry, Cells, run_program
 from jaxpipe.executor.weights import Weights
 from jaxpipe.mesh import DATA, PIPE
 from jaxpipe.spec import cast_floats
-from jaxpipe.storage import Layout, Rows, axes, collect_gradients, send_copies
+from jaxpipe.storage import Layout, Rows, collect_gradients, send_copies
 from jaxpipe.storage.parts import gather_parts, scatter_sums
 from jaxpipe.zero import Zero
 
@@ -201,24 +201,6 @@ class Step:
         axes = (PIPE, DATA) if self.num_data > 1 else (PIPE,)
         loss, weight = lax.psum(carry["loss"], axes)
         return Totals(loss / weight, weight)
-
-
-def global_norm(layout: Layout, rows: Rows) -> jax.Array:
-    """Of all leaves, inside `shard_map`; padding and the copies of tied leaves are zero.
-
-    Args:
-      layout: of the rows, which may be gradients.
-      rows: this device's.
-    """
-    over = sorted(set().union(*(axes(layout, name) for name in layout.buffers)))
-    total = jnp.zeros(())
-    for name in layout.buffers:
-        squares = jnp.sum(jnp.square(rows[name].astype(jnp.float32)))
-        # Of what several devices hold alike, the first one's counts.
-        for axis in set(over) - set(axes(layout, name)):
-            squares = jnp.where(lax.axis_index(axis) == 0, squares, 0)
-        total += squares
-    return jnp.sqrt(lax.psum(total, over) if over else total)
 
 
 def _psum_any(x: jax.Array) -> jax.Array:

@@ -36,6 +36,7 @@ class Settings:
     check_ids: bool
     fill: float | None
     compiler_options: Mapping[str, bool | int | str | None] | None
+    layer_norms: bool = False
 
     @property
     def num_data(self) -> int:

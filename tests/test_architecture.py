@@ -26,7 +26,7 @@ backward
 executor
 stages pieces
 fresh spread
-step auto
+step auto norms
 optimizer
 state timeline structure compiler_options
 machine
