@@ -52,7 +52,7 @@ class Block(NamedTuple):
 
 def blocks(document: Path) -> Iterator[Block]:
     text = document.read_text()
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^```([^`\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield Block(match[1], text.count("\n", 0, match.start()) + 1, match[2])
 
 

@@ -1,0 +1,102 @@
+"""The documentation's pages: all can be found, and the commands and fields that they show exist.
+
+Their programs run when the pages are built (`.ci/run`), not here.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+from test_readme import DOCUMENTS, REPOSITORY, blocks, name
+
+import jaxpipe as jp
+import jaxpipe.model
+from jaxpipe import cli
+from jaxpipe.config import Config, by_field, parse
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    spec = importlib.util.spec_from_file_location("generated", DOCS / "generated.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_toctrees(page: Path) -> list[Path]:
+    """The pages that the toctrees of a page lead to, and those below these."""
+    found: list[Path] = []
+    for block in blocks(page):
+        if block.language == "{toctree}":
+            for entry in re.findall(r"(?m)^([\w/*-]+)$", block.text):
+                found += sorted(page.parent.glob(f"{entry}.md"))
+    return [*found, *(below for child in found for below in in_toctrees(child))]
+
+
+def test_every_page_is_found_from_the_first():
+    assert sorted(in_toctrees(DOCS / "index.md")) == [p for p in PAGES if p.name != "index.md"]
+
+
+def shown_commands(document: Path) -> list[str]:
+    """Every `jaxpipe COMMAND ...` of a document, on one line."""
+    shells = [block.text for block in blocks(document) if block.language == "sh"]
+    cells = [block.text for block in blocks(document) if block.language.startswith("{code-cell}")]
+    shells += [text for text in cells if "%%bash" in text]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(shells))
+    return re.findall(r"(?m)(?:^|[ /])jaxpipe ([a-z]+ [^\n&|#>]*)", joined)
+
+
+class Understood(Exception):
+    """A command line has been read."""
+
+
+@every_document
+def test_commands_are_understood(document, monkeypatch):
+    def only_read(*args: Any, **kwargs: Any) -> None:
+        raise Understood(read(*args, **kwargs))
+
+    read = tyro.cli
+    monkeypatch.setattr(tyro, "cli", only_read)
+    for command in shown_commands(document):
+        with pytest.raises(Understood):
+            cli.main(shlex.split(command))
+
+
+# Words of a component that are no fields, but what code calls by the same name.
+OTHERS = {"model": dir(jaxpipe.model) + dir(jp.PipelineModule), "optimizer": ["init", "update"]}
+
+
+@every_document
+def test_fields_that_are_spoken_of_exist(document):
+    components = "|".join(sorted({field.split(".")[0] for field in by_field(Config())}))
+    spoken_of = re.findall(rf"`({components})\.(\w+)\b[^`(]*`", document.read_text())
+    fields = {f"{part}.{word}" for part, word in spoken_of if word not in OTHERS.get(part, [])}
+    assert {field for field in fields if not field.endswith(".py")} <= by_field(Config()).keys()
+
+
+@every_document
+def test_yaml_is_a_configuration(document):
+    for block in blocks(document):
+        if block.language == "yaml":
+            parse(block.text, name=name(document))
+
+
+def test_the_reference_has_everything(generated):
+    fields = re.findall(r"(?m)^\((\w+\.\w+)\)=$", generated.config())
+    assert fields == list(by_field(Config()))
+    library = generated.api()
+    for word in dir(jp):
+        if callable(getattr(jp, word)) and word[0] != "_" and word != "Any":
+            assert f":: jaxpipe.{word}\n" in library, word
+    markers = [re.findall(r"(?m)^% generated: (\w+)$", page.read_text()) for page in PAGES]
+    assert {part for parts in markers for part in parts} == generated.PARTS.keys()
+    assert {"train", "draw"} < set(generated.commands())
