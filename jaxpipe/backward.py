@@ -33,6 +33,8 @@ Spec = Any
 StageFn = Callable[[Sequence[jax.Array], PyTree, PyTree], PyTree]
 # (outputs, context) -> (loss sum, weight)
 LossFn = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
+# (outputs, context) -> {"loss" or a metric's name: (sum, weight)}
+MetricsFn = Callable[[PyTree, PyTree], dict[str, tuple[jax.Array, jax.Array]]]
 
 
 SCALE = "scale"  # in a context: what the gradient of the loss starts as, where it is not 1
@@ -68,6 +70,7 @@ class StagePlan:
       body: the stage without the head.
       head: the last layer, on the last stage; else None.
       loss: of the head's outputs, on the last stage; else None.
+      metrics: of the same, what an evaluation tells.
       weights: abstract weights.
       trainable: which of them take gradients.
       body_weights: indices of the weights that the body reads.
@@ -82,6 +85,7 @@ class StagePlan:
     body: StageFn
     head: StageFn | None
     loss: LossFn | None
+    metrics: MetricsFn | None
     weights: tuple[Spec, ...]
     trainable: tuple[bool, ...]
     body_weights: tuple[int, ...]

@@ -64,8 +64,14 @@ def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
         tied=model.tied,
         sequence_parallel=config.pipeline.sequence_parallel,
     )
+    if model.norm_eps is not None:
+        shared["norm_eps"] = model.norm_eps
     if model.network == "gpt":
-        return GPTConfig(sequence_length=config.data.sequence_length, **shared)
+        length = model.positions or config.data.sequence_length
+        ratio = model.hidden_features // model.width
+        return GPTConfig(sequence_length=length, mlp_ratio=ratio, **shared)
+    if model.rotary_theta is not None:
+        shared["rotary_theta"] = model.rotary_theta
     return LlamaConfig(num_kv_heads=model.num_kv_heads, hidden=model.hidden_features, **shared)
 
 

@@ -39,7 +39,8 @@ class Engine(NamedTuple):
         and, if asked for, `layer_norms`: {layer name: norm of its gradients, before clipping}.
         Where loss or gradients are not finite, on whatever rank, parameters and optimizer state
         stay as they are on all; `skipped` counts such steps in a row.
-      eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`.
+      eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`, and
+        each of the model's `metric_fns`, by name.
       predict: `(state, batch) -> outputs` of the last layer, batch first; of the whole batch, on
         every process.
       value_and_grad: `(params, batch, key, scale) -> (loss, grads)` for one's own train step; may

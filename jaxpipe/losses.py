@@ -1,4 +1,4 @@
-"""Loss functions: `(outputs, batch) -> (sum, weight)`, so that the mean is over the whole batch.
+"""Losses and metrics: `(outputs, batch) -> (sum, weight)`; the mean is over the whole batch.
 
 A loss sees one microbatch at a time. It returns the weighted sum of its terms and the sum of their
 weights; whoever adds these up over the microbatches divides once, at the end, so the loss does not
@@ -67,6 +67,29 @@ def weighed(targets: jax.Array, weights: jax.Array, vocab: int) -> tuple[jax.Arr
     in_range = (targets >= 0) & (targets < vocab)
     # An index out of range would be clamped in silence: what it weighs becomes NaN, unless nothing.
     return in_range, jnp.where(in_range | (weights == 0), weights, jnp.nan)
+
+
+def accuracy(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The share of the targets to which the logits give the highest probability: a metric.
+
+    Args:
+      outputs: logits `[..., classes]`.
+      batch: as for `cross_entropy`.
+
+    Returns:
+      The weighted sum of 1 for each hit, and the sum of the weights, two float32 scalars.
+
+    Raises:
+      BatchError: targets are missing, are no integers, or their shape does not fit.
+
+    >>> logits = jnp.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3]])
+    >>> hits, weight = accuracy(logits, {"targets": jnp.array([1, 1, 0])})
+    >>> print(hits, weight)
+    2.0 3.0
+    """
+    targets, weights = classes(outputs.shape[:-1], batch)
+    hits = jnp.argmax(outputs, axis=-1) == targets
+    return jnp.sum(jnp.where(hits, weights, 0)), jnp.sum(weights)
 
 
 def mean_squared_error(

@@ -94,6 +94,7 @@ class Machine:
             return Step(
                 program, stages.stations, settled.layout, given.zero, table.num_microbatches,
                 given.num_data, self._model.compute_dtype, given.fill, given.in_turn,
+                tuple(self._model.metric_fns),
             )  # fmt: skip
 
         return self._once(f"step {train}", batch, make)
@@ -238,7 +239,7 @@ class Machine:
             def run(params: Placed, batch: Batch, key: Any, scale: Any) -> tuple[Any, Placed]:
                 rows = held(params).rows
                 totals, grads = step.gradients(rows, batch, key, cut=cut, scale=scale)
-                return totals.loss, join(Held(grads, []), moving)
+                return totals.mean, join(Held(grads, []), moving)
 
             specs_in = (specs(step.layout), self._data_spec, EVERYWHERE, EVERYWHERE)
             return self._on_mesh(run, specs_in, (EVERYWHERE, specs(moving)))
@@ -297,9 +298,9 @@ class Machine:
             totals, grads = step.gradients(weights.rows, batch, key, cut=True, scale=scale)
             norm = global_norm(optimizer.params, grads)
             # Sums over all ranks, so all ranks agree.
-            finite = jnp.isfinite(norm) & jnp.isfinite(totals.loss)
+            finite = jnp.isfinite(norm) & jnp.isfinite(totals.mean)
             weights, moments = optimizer.update(Held(grads, []), moments, weights, finite)
-            metrics: Any = dict(loss=totals.loss, weight=totals.weight, grad_norm=norm)
+            metrics: Any = dict(loss=totals.mean, weight=totals.weight, grad_norm=norm)
             if self._settings.layer_norms:
                 metrics["layer_norms"] = layer_norms(optimizer.params, grads)
             return join(weights, step.layout), join(moments, optimizer.state), metrics, finite
@@ -331,8 +332,9 @@ class Machine:
 
         def make() -> Callable[..., Any]:
             def run(params: Placed, batch: Batch) -> Any:
-                totals = step.loss(held(params).rows, batch, jax.random.key(0))
-                return totals._asdict()
+                totals = step.metrics(held(params).rows, batch, jax.random.key(0))
+                means = {name: total.mean for name, total in totals.items()}
+                return means | dict(weight=totals["loss"].weight)
 
             return self._on_mesh(run, (specs(step.layout), self._data_spec), EVERYWHERE)
 

@@ -49,6 +49,7 @@ class PipelineModule:
         The first layer gets `batch["inputs"]`; any pytree of arrays may pass between layers.
       loss_fn: `(outputs, batch) -> mean` or `-> (sum, weight)`, scalars. Outputs come in float32.
         A sum is divided once, by the weight of the whole batch; the weight gets no gradient.
+      metric_fns: {name: function like `loss_fn`}: what an evaluation tells besides the loss.
       num_stages: stages in all; the number of pipeline ranks by default.
       partition_method: "uniform", "parameters", "flops", "type:REGEX" or a list of boundaries;
         see `jaxpipe.partition`.
@@ -58,6 +59,7 @@ class PipelineModule:
 
     Raises:
       LayerError: when a layer cannot be used.
+      LossError: a metric is named "loss" or "weight".
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PipelineModule:
         layers: LayerLike | Sequence[LayerLike],
         loss_fn: LossFn,
         *,
+        metric_fns: Mapping[str, LossFn] | None = None,
         num_stages: int | None = None,
         partition_method: str | Sequence[int] = "parameters",
         id_ranges: Mapping[str, tuple[int, int]] | None = None,
@@ -72,6 +75,11 @@ class PipelineModule:
     ):
         self.layers: tuple[Layer, ...] = build_layers(layers)
         self.loss_fn = loss_fn
+        self.metric_fns = dict(metric_fns or {})
+        if taken := {"loss", "weight"} & self.metric_fns.keys():
+            raise LossError(
+                f"metric_fns has {min(taken)!r}, which the loss has; name it otherwise."
+            )
         self.num_stages = num_stages
         self.partition_method = partition_method
         self.id_ranges = dict(id_ranges or {})
@@ -164,20 +172,17 @@ class PipelineModule:
         Raises:
           LossError: when the loss function gives anything but scalars.
         """
-        result = self.loss_fn(cast_floats(outputs, jnp.float32), batch)
-        terms = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
-        try:
-            loss, weight = (jnp.asarray(term, jnp.float32) for term in terms)
-        except TypeError:
-            loss = weight = jnp.zeros((0,))
-        if loss.shape or weight.shape:
-            got = describe(abstract(result)) if jax.tree.leaves(result) else repr(result)
-            raise LossError(
-                f"{getattr(self.loss_fn, '__name__', 'loss_fn')} gave {got}; expected a scalar"
-                " mean, or a scalar sum and a scalar weight. Reduce over the batch: .mean(), or"
-                " (x * weights).sum(), weights.sum()."
-            )
-        return loss, jax.lax.stop_gradient(weight)
+        return _terms(self.loss_fn, cast_floats(outputs, jnp.float32), batch)
+
+    def metric_terms(self, outputs: PyTree, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The loss and each metric as float32 (sum, weight).
+
+        Raises:
+          LossError: when one of the functions gives anything but scalars.
+        """
+        outputs = cast_floats(outputs, jnp.float32)
+        functions = {"loss": self.loss_fn} | self.metric_fns
+        return {name: _terms(fn, outputs, batch) for name, fn in functions.items()}
 
     def outline(self, batch: Batch) -> Outline:
         """The shapes of every layer on this (micro)batch, nothing computed.
@@ -205,7 +210,7 @@ class PipelineModule:
             run = functools.partial(self.apply_layer, layer, train=False)
             x = self._shape(layer, batch, x, "apply", run, known)
             outputs.append(x)
-        jax.eval_shape(self.loss_terms, x, batch)
+        jax.eval_shape(self.metric_terms, x, batch)
         return Outline(tuple(inputs), tuple(outputs), params, batch, dims)
 
     def outline_on(self, mesh: Mesh, outline: Outline) -> Outline:
@@ -231,9 +236,10 @@ class PipelineModule:
                 run = functools.partial(self.apply_layer, layer, train=False)
                 x = self._shape(layer, outline.batch, x, "apply", run, params[layer.owner])
                 outputs.append(x)
-            name = getattr(self.loss_fn, "__name__", "loss_fn")
-            takes_cut = getattr(self.loss_fn, "takes_cut", False)
-            _check_cut(f"the loss {name}", takes_cut, x, outline.outputs[-1], LossError)
+            for fn in (self.loss_fn, *self.metric_fns.values()):
+                name = getattr(fn, "__name__", "loss_fn")
+                takes_cut = getattr(fn, "takes_cut", False)
+                _check_cut(f"the loss {name}", takes_cut, x, outline.outputs[-1], LossError)
             return inputs, outputs
 
         inputs, outputs = traced_on(mesh, trace)
@@ -258,6 +264,24 @@ class PipelineModule:
                 f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change either"
                 f" so that they fit. {layer.type_name} said: {type(error).__name__}: {error}"
             ) from error
+
+
+def _terms(fn: LossFn, outputs: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What a loss function gives, as a float32 (sum, weight)."""
+    result = fn(outputs, batch)
+    terms = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
+    try:
+        total, weight = (jnp.asarray(term, jnp.float32) for term in terms)
+    except TypeError:
+        total = weight = jnp.zeros((0,))
+    if total.shape or weight.shape:
+        got = describe(abstract(result)) if jax.tree.leaves(result) else repr(result)
+        raise LossError(
+            f"{getattr(fn, '__name__', 'loss_fn')} gave {got}; expected a scalar"
+            " mean, or a scalar sum and a scalar weight. Reduce over the batch: .mean(), or"
+            " (x * weights).sum(), weights.sum()."
+        )
+    return total, jax.lax.stop_gradient(weight)
 
 
 def _cut_params(name: str, tree: PyTree, dims: Sequence[int | None], num_tensor: int) -> PyTree:

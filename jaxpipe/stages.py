@@ -111,6 +111,7 @@ class _Builder:
             body=self._run(layers, owners, range(split)),
             head=self._run(layers, owners, range(split, len(layers))) if is_last else None,
             loss=(lambda y, context: model.loss_terms(y, context["batch"])) if is_last else None,
+            metrics=(lambda y, c: model.metric_terms(y, c["batch"])) if is_last else None,
             weights=weights,
             trainable=trainable,
             body_weights=positions(layers[:split]),

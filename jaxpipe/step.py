@@ -32,17 +32,18 @@ from jaxpipe.storage.parts import gather_parts, scatter_sums
 from jaxpipe.zero import Zero
 
 PyTree = Any
+Sum = tuple[jax.Array, jax.Array]  # and its weight
 
 
 class Totals(NamedTuple):
-    """Sums over the whole batch.
+    """Of a loss or a metric, over the whole batch.
 
     Attributes:
-      loss: float32 scalar, the mean.
+      mean: float32 scalar.
       weight: float32 scalar, what the sum was divided by.
     """
 
-    loss: jax.Array
+    mean: jax.Array
     weight: jax.Array
 
 
@@ -59,6 +60,7 @@ class Step:
       num_data: size of the `data` axis.
       compute_dtype: what the weights are cast to, once a step; None leaves them.
       fill: what buffers hold before anything is written; NaN in tests, anything for None.
+      metric_names: what an evaluation tells besides the loss.
       in_turn: whether collectives within actions and those between ranks must take turns.
     """
 
@@ -71,6 +73,7 @@ class Step:
     compute_dtype: Any
     fill: float | None = None
     in_turn: bool = False
+    metric_names: tuple[str, ...] = ()
 
     def gradients(
         self,
@@ -105,14 +108,16 @@ class Step:
             grads = scatter_sums(moving, grads) if cut else lax.psum(grads, DATA)
         after = moving.cut if cut else within
         grads = collect_gradients(after, grads)
-        totals = self._totals(carry)
+        totals = self._totals({"loss": carry["loss"]})["loss"]
         down = 1 / (totals.weight if scale is None else totals.weight * scale)
         narrow = {name: moving.buffers[name].dtype for name in grads}
         return totals, {name: (g * down).astype(narrow[name]) for name, g in grads.items()}
 
-    def loss(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array) -> Totals:
-        """The loss of the batch, by a forward-only program."""
-        return self._totals(self._run(rows, batch, key, {}))
+    def metrics(self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array) -> dict[str, Totals]:
+        """The loss of the batch and each metric, by a forward-only program."""
+        zero = jnp.zeros(())
+        sums = dict.fromkeys(("loss", *self.metric_names), (zero, zero))
+        return self._totals(self._run(rows, batch, key, dict(loss=sums))["loss"])
 
     def outputs(
         self, rows: Rows, batch: Mapping[str, PyTree], key: jax.Array, spec: PyTree
@@ -150,8 +155,8 @@ class Step:
         stash = stash_packing(self._stations(F) if training else [])
         left = left_packing(self._stations(I))
         around = Surroundings(weights, self._context(batch, key, scale), payload, stash, left)
-        carry = carry | dict(
-            loss=(jnp.zeros(()), jnp.zeros(())),
+        carry = dict(loss=(jnp.zeros(()), jnp.zeros(()))) | carry
+        carry |= dict(
             stash=stash.empty(program.num_rows, self.fill),
             left=left.empty(program.num_left, self.fill),
         )
@@ -197,10 +202,11 @@ class Step:
 
         return context
 
-    def _totals(self, carry: Carry) -> Totals:
+    def _totals(self, sums: Mapping[str, Sum]) -> dict[str, Totals]:
+        """From this device's sums and weights to those of the whole batch."""
         axes = (PIPE, DATA) if self.num_data > 1 else (PIPE,)
-        loss, weight = lax.psum(carry["loss"], axes)
-        return Totals(loss / weight, weight)
+        whole = lax.psum(dict(sums), axes)
+        return {name: Totals(total / weight, weight) for name, (total, weight) in whole.items()}
 
 
 def _psum_any(x: jax.Array) -> jax.Array:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxpipe.config.ranges import below, either, nearest_multiples, no_share
+from jaxpipe.config.ranges import below, either, nearest_multiples, no_share, not_positive
 
 _BYTES = 256
 _MULTIPLE = 64  # of ids that there is room for: any usual number of tensor ranks divides it
+_ONLY = {"kv_heads": ("llama",), "positions": ("gpt",), "rotary_theta": ("llama",)}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class ModelConfig:
     """Attention heads per block."""
     kv_heads: int | None = None
     """For llama: heads of keys and values, of which heads is a multiple; null: as many as heads."""
+    hidden: int | None = None
+    """Hidden features of a block's MLP; for gpt a multiple of width. null: 4 x width for gpt, and
+    the multiple of 32 next to 8/3 of the width for llama."""
+    positions: int | None = None
+    """For gpt: positions that are learned, at least data.sequence_length; null: as many as that."""
+    rotary_theta: float | None = None
+    """For llama: the base of the rotary positions; null: 10000."""
+    norm_eps: float | None = None
+    """What norms add to the variance; null: 1e-6 for gpt, 1e-5 for llama."""
     dropout: float = 0.0
     """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
     vocab_size: int | None = None
@@ -41,8 +51,10 @@ class ModelConfig:
 
     @property
     def hidden_features(self) -> int:
-        """Of a llama's MLP: a multiple of 32 next to 8/3 of the width (arXiv:2302.13971, 2.2)."""
-        return -(-8 * self.width // 96) * 32
+        """Of a block's MLP; see arXiv:2302.13971, 2.2, for a llama's."""
+        if self.hidden is not None:
+            return self.hidden
+        return -(-8 * self.width // 96) * 32 if self.network == "llama" else 4 * self.width
 
     @property
     def num_layers(self) -> int:
@@ -68,23 +80,37 @@ class ModelConfig:
             "model.width": self.width,
             "model.heads": self.heads,
             "model.kv_heads": self.kv_heads,
+            "model.hidden": self.hidden,
+            "model.positions": self.positions,
         }
         yield from below(1, sizes)
         yield from below(2, {"model.vocab_size": self.vocab_size})
         yield from no_share({"model.dropout": self.dropout})
+        yield from not_positive(
+            {"model.rotary_theta": self.rotary_theta, "model.norm_eps": self.norm_eps}
+        )
         if min(self.width, self.heads) > 0 and self.width % self.heads:
             yield (
                 f"model.width: got {self.width}, which {self.heads} heads do not divide; try width"
                 f" {either(nearest_multiples(self.width, self.heads))}, or another number of heads."
             )
+        hidden = self.hidden_features
+        if self.network == "gpt" and min(self.width, hidden) > 0 and hidden % self.width:
+            near = either(nearest_multiples(hidden, self.width))
+            yield f"model.hidden: got {hidden}, for gpt a multiple of model.width; try {near}."
+        for name, networks in _ONLY.items():
+            if self.network not in networks and getattr(self, name) is not None:
+                yield (
+                    f"model.{name}: got {getattr(self, name)}; only {' and '.join(networks)} has"
+                    " that. Set it to null."
+                )
         yield from self._kv_problems()
 
     def _kv_problems(self) -> Iterator[str]:
         heads, kv_heads = self.heads, self.num_kv_heads
         if self.network != "llama":
-            if self.kv_heads is not None:
-                yield f"model.kv_heads: got {kv_heads}; only llama has them. Set it to null."
-        elif min(heads, kv_heads) > 0 and heads % kv_heads:
+            return
+        if min(heads, kv_heads) > 0 and heads % kv_heads:
             near = either(nearest_multiples(heads, kv_heads))
             yield (
                 f"model.heads: got {heads}, no multiple of model.kv_heads = {kv_heads}; try {near}."

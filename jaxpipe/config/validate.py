@@ -22,6 +22,7 @@ def validate(config: Config) -> Config:
     problems = [
         *(problem for part in config.components.values() for problem in part.problems()),
         *_vocabulary(config),
+        *_positions(config),
         *_warmup(config),
         *_batch(config),
         *_tensor(config),
@@ -36,6 +37,15 @@ def _vocabulary(config: Config) -> Iterator[str]:
     room, ids = config.model.vocab_size, config.data.vocab_size
     if room is not None and ids is not None and ids > room > 1:
         yield f"model.vocab_size: got {room}, expected room for data.vocab_size = {ids} at least."
+
+
+def _positions(config: Config) -> Iterator[str]:
+    learned, length = config.model.positions, config.data.sequence_length
+    if learned is not None and 0 < learned < length:
+        yield (
+            f"model.positions: got {learned}, expected at least data.sequence_length, {length}; or"
+            " null."
+        )
 
 
 def _warmup(config: Config) -> Iterator[str]:
@@ -65,6 +75,7 @@ def _tensor(config: Config) -> Iterator[str]:
         shared = {"model.kv_heads": model.num_kv_heads}
     else:
         shared = {"model.heads": model.heads}
+    shared["model.hidden"] = model.hidden_features
     shared["model.vocab_size"] = model.vocabulary()
     if pipeline.sequence_parallel:
         shared["data.sequence_length"] = config.data.sequence_length

@@ -1,5 +1,8 @@
-"""Text for language models: documents, tokens, samples and batches; and a baseline to beat."""
+"""Samples and batches, of text as tokens or of arrays; and a baseline to beat."""
 
+from jaxpipe.data.arrays import Arrays as Arrays
+from jaxpipe.data.arrays import ArraySamples as ArraySamples
+from jaxpipe.data.arrays import read_arrays as read_arrays
 from jaxpipe.data.batches import Batch as Batch
 from jaxpipe.data.batches import Batches as Batches
 from jaxpipe.data.batches import Samples as Samples

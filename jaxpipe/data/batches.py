@@ -88,18 +88,24 @@ def spread(samples: Samples, num_batches: int, batch_size: int) -> list[Batch]:
     """Batches of samples that lie evenly among all, from the first to the last.
 
     Args:
-      samples: what there is.
-      num_batches: how many batches.
-      batch_size: samples of each; there may be more than samples, some of which come again.
+      samples: what there is; each with `"weights"`.
+      num_batches: how many batches; fewer where there are fewer samples. Then each comes once, and
+        what fills up the last batch weighs nothing.
+      batch_size: samples of each.
 
     Raises:
       DataError: there are no samples.
     """
     if not len(samples):
         raise DataError("there are no samples; expected at least one.")
-    places = np.linspace(0, len(samples) - 1, num_batches * batch_size).astype(np.int64)
-    rows = [samples[int(place)] for place in places]
+    if num_batches * batch_size < len(samples):
+        places = np.linspace(0, len(samples) - 1, num_batches * batch_size).astype(np.int64)
+    else:
+        num_batches = -(-len(samples) // batch_size)
+        places = np.arange(num_batches * batch_size)
+    rows = [samples[int(place) % len(samples)] for place in places]
     joined = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    joined["weights"][len(samples) :] = 0
     return [
         {name: part[i * batch_size : (i + 1) * batch_size] for name, part in joined.items()}
         for i in range(num_batches)

@@ -182,7 +182,7 @@ def _spend(station: Station, around: Surroundings, carry: Carry, found: Gradient
 
 
 def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action:
-    """F of a forward-only schedule: on the last stage the loss, or the outputs themselves."""
+    """F of a forward-only schedule: on the last stage the loss and metrics, or the outputs."""
     plan = station.plan
     writes = AHEAD if not plan.is_last else "outputs" if outputs else "loss"
 
@@ -190,10 +190,10 @@ def evaluate(station: Station, around: Surroundings, *, outputs: bool) -> Action
         x = around.receive(station, cells, carry)
         context = around.context(cells)
         y = plan.evaluate(around.weights_of(station, cells), x, context)
-        if plan.loss is None:
+        if plan.metrics is None:
             return {AHEAD: around.payload.write(carry[AHEAD], jax.tree.leaves(y))}
         if not outputs:
-            return dict(loss=jax.tree.map(lax.add, carry["loss"], plan.loss(y, context)))
+            return dict(loss=jax.tree.map(lax.add, carry["loss"], plan.metrics(y, context)))
         put = lambda buffer, leaf: lax.dynamic_update_index_in_dim(
             buffer, leaf.astype(buffer.dtype), cells["microbatch"], 0
         )

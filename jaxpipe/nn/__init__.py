@@ -5,6 +5,7 @@ Outside a pipeline, and on one rank, they are plain Flax layers.
 
 from jaxpipe.nn.attention import Attention as Attention
 from jaxpipe.nn.attention import causal_attention as causal_attention
+from jaxpipe.nn.attention import full_attention as full_attention
 from jaxpipe.nn.cross_entropy import cross_entropy as cross_entropy
 from jaxpipe.nn.cut import CutBox as CutBox
 from jaxpipe.nn.cut import cut_param as cut_param

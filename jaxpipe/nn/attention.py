@@ -1,4 +1,4 @@
-"""Causal self-attention, of which each rank computes some of the heads."""
+"""Self-attention, of which each rank computes some of the heads."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from jaxpipe.nn.rotary import positions_within, rotary_angles, rotate
 
 
 class Attention(nn.Module):
-    """Queries, keys and values, causal attention, and a projection of all heads together.
+    """Queries, keys and values, attention, and a projection of all heads together.
 
     Queries may share keys and values (arXiv:2305.13245): query head `h` reads key head
     `h // (num_heads / num_kv_heads)`. The columns of `qkv` are `[num_kv_heads, queries of one key
@@ -28,6 +28,7 @@ class Attention(nn.Module):
         divide it.
       rotary_theta: base of rotary positions (arXiv:2104.09864), or None for none.
       use_bias: whether the projections have biases.
+      causal: whether each token attends to itself and those before it only, rather than to all.
       sequence_parallel: whether activations come and go cut along time.
       kernel_init: of `qkv`, `[width, columns]`.
       out_init: of `out`, `[width, width]`.
@@ -37,6 +38,7 @@ class Attention(nn.Module):
     num_kv_heads: int | None = None
     rotary_theta: float | None = None
     use_bias: bool = True
+    causal: bool = True
     sequence_parallel: bool = False
     kernel_init: nn.initializers.Initializer = NORMAL
     out_init: nn.initializers.Initializer = NORMAL
@@ -71,17 +73,19 @@ class Attention(nn.Module):
         )
         columns = (heads + 2 * kv_heads) * (width // heads)
         qkv = ColumnDense(columns, kernel_init=self.kernel_init, name="qkv", **common)(x)
-        mixed = _mix(qkv, segment_ids, local, width // heads, self.rotary_theta)
+        features = width // heads
+        mixed = _mix(qkv, segment_ids, local, features, self.rotary_theta, self.causal)
         return RowDense(width, kernel_init=self.out_init, name="out", **common)(mixed)
 
 
-@functools.partial(recomputed, static_argnums=(2, 3, 4))
+@functools.partial(recomputed, static_argnums=(2, 3, 4, 5))
 def _mix(
     qkv: jax.Array,
     segment_ids: jax.Array | None,
     kv_heads: int,
     features: int,
     theta: float | None,
+    causal: bool,
 ) -> jax.Array:
     """From the columns of `qkv`, `[batch, time, columns]`, to `[batch, time, width]`."""
     batch, time = qkv.shape[:2]
@@ -93,7 +97,7 @@ def _mix(
         q, k = rotate(q, angles), rotate(k, angles)
     # [batch, kv_heads, queries * time, features], and keys and values alike.
     q, k, v = (x.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, features) for x in (q, k, v))
-    mixed = causal_attention(q, k, v, segment_ids)
+    mixed = (causal_attention if causal else full_attention)(q, k, v, segment_ids)
     mixed = mixed.reshape(batch, -1, time, features)  # [batch, heads, time, features]
     return mixed.swapaxes(1, 2).reshape(batch, time, -1)
 
@@ -101,7 +105,9 @@ def _mix(
 def causal_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None
 ) -> jax.Array:
-    """Causal softmax attention; its weights, `[time, time]` for each head, are in float32.
+    """Softmax attention of each token to itself and those before it.
+
+    Its weights, `[time, time]` for each head, are in float32.
 
     Args:
       q: queries, `[batch, kv_heads, queries * time, features]`: several queries may share a key
@@ -114,12 +120,32 @@ def causal_attention(
       Like the queries.
     """
     time = k.shape[2]
-    queries = q.shape[2] // time
+    earlier = jnp.tile(jnp.arange(time), q.shape[2] // time)[:, None] >= jnp.arange(time)
+    return _attention(q, k, v, _within(segment_ids, q, k, earlier))
+
+
+def full_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+    """Softmax attention of each token to all; arguments and result as `causal_attention`."""
+    return _attention(q, k, v, _within(segment_ids, q, k, None))
+
+
+def _within(
+    segment_ids: jax.Array | None, q: jax.Array, k: jax.Array, visible: jax.Array | None
+) -> jax.Array | None:
+    """Which keys a query sees, of those that are visible and of its segment; None for all."""
+    if segment_ids is None:
+        return visible
+    own = jnp.tile(segment_ids, (1, q.shape[2] // k.shape[2]))
+    same = own[:, None, :, None] == segment_ids[:, None, None, :]
+    return same if visible is None else visible & same
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
-    visible = jnp.tile(jnp.arange(time), queries)[:, None] >= jnp.arange(time)
-    if segment_ids is not None:
-        own = jnp.tile(segment_ids, (1, queries))
-        visible &= own[:, None, :, None] == segment_ids[:, None, None, :]
-    scores = jnp.where(visible, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
+    scores = scores / math.sqrt(q.shape[-1])
+    if visible is not None:
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bhsd->bhtd", weights, v)

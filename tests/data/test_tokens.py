@@ -183,7 +183,7 @@ class Numbers:
         return 7
 
     def __getitem__(self, i):
-        return {"inputs": np.array([i])}
+        return {"inputs": np.array([i]), "weights": np.float32(1)}
 
 
 def shown(batch):
@@ -231,3 +231,9 @@ def test_samples_lie_evenly_among_all():
     batches = spread(Numbers(), 2, 2)
     assert [shown(batch) for batch in batches] == [[0, 2], [4, 6]]
     assert [shown(batch) for batch in spread(Numbers(), 1, 7)] == [list(range(7))]
+
+
+def test_where_there_are_few_samples_each_counts_once():
+    batches = spread(Numbers(), 100, 4)
+    assert [shown(batch) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert batches[1]["weights"].tolist() == [1, 1, 1, 0]
