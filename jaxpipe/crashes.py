@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpipe.errors import JaxpipeError
+from jaxpipe.watch import Hang
 
 FILE = "crashes.jsonl"
 IN_A_ROW = 3  # starts
@@ -33,11 +34,12 @@ class Crashes:
 
     Attributes:
       step: that is being made.
+      facts: a hash of them.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], process: int = 0) -> None:
         self._path, self._process = folder / FILE, process
-        self._facts = hashlib.sha256(json.dumps(dict(facts), default=str).encode()).hexdigest()[:16]
+        self.facts = hashlib.sha256(json.dumps(dict(facts), default=str).encode()).hexdigest()[:16]
         self._earlier = self._read()
         self._start = 1 + max((line["start"] for line in self._earlier), default=0)
         self.step = 0
@@ -61,26 +63,40 @@ class Crashes:
             raise
         except Exception as error:
             line = {
-                "start": self._start,
                 "process": self._process,
                 "step": self.step,
                 "type": type(error).__name__,
-                "facts": self._facts,
+                "facts": self.facts,
                 "error": str(error),
                 "traceback": traceback.format_exc(),
             }
-            with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._write(line)
             if self._alike(line, [*self._earlier, line]) >= IN_A_ROW:
                 self._refuse(line, error)
             raise
+
+    def hung(self, hang: Hang) -> None:
+        """Writes down that the last start did not go on, which it could not do itself."""
+        line = {
+            "process": hang.process,
+            "step": hang.step or 0,
+            "type": f"a hang in {hang.section}",
+            "facts": hang.facts.get("facts"),
+            "error": str(hang),
+        }
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        line["start"] = self._start
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _alike(self, last: Mapping[str, Any], lines: list[dict[str, Any]]) -> int:
         """How many starts in a row have ended as the last one has."""
         same = lambda line: all(line[key] == last[key] for key in ("step", "type"))
         starts: dict[int, bool] = {}
         for line in lines:
-            here = same(line) and line["facts"] == self._facts
+            here = same(line) and line["facts"] == self.facts
             starts[line["start"]] = starts.get(line["start"], False) or here
         count = 0
         for start in sorted(starts, reverse=True):

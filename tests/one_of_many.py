@@ -3,6 +3,7 @@
 Usage: one_of_many.py ORDER STEPS OUT [FAULT PROCESS|all STEP]
 """
 
+import ctypes
 import json
 import sys
 import time
@@ -15,9 +16,12 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxpipe as jp
+from jaxpipe.sections import Sections
 from jaxpipe.simulate_devices import simulate_devices
+from jaxpipe.watch import Watchdog
 
 NUM_DEVICES, PIPE, DATA, BATCH = 8, 4, 2, 16
+LIMIT = 2.0  # seconds of the section in which one misbehaves
 
 
 def mesh_of(order: str, pipe: int, data: int):
@@ -77,18 +81,24 @@ def misbehave(fault: str):
         raise ZeroDivisionError("thrown on purpose")
     if fault == "exit":
         sys.exit(0)
+    while fault == "loop":
+        pass
+    if fault == "hold":  # Python's lock
+        ctypes.PyDLL(None).sleep(1000)
 
 
-def go_on(num_steps, fault):
+def go_on(num_steps, fault, sections):
     """Steps that are nothing but a meeting of all devices."""
     kind, index, at = fault
     sharding = NamedSharding(mesh_of("as listed", NUM_DEVICES, 1), PartitionSpec("pipe"))
     meet = jax.jit(lambda x: x + x.sum(), out_shardings=sharding)
     own = np.zeros(jax.local_device_count())
     for step in range(num_steps):
-        if step == int(at) and index in ("all", str(jax.process_index())):
-            misbehave(kind)
-        meet(jax.make_array_from_process_local_data(sharding, own)).block_until_ready()
+        culprit = step == int(at) and index in ("all", str(jax.process_index()))
+        with sections.enter("work" if culprit else "step", step):
+            if culprit:
+                misbehave(kind)
+            meet(jax.make_array_from_process_local_data(sharding, own)).block_until_ready()
         print("step", step, flush=True)
         time.sleep(0.02)
 
@@ -102,7 +112,10 @@ def main(order, num_steps, out, *fault):
     with jp.start_processes(launch, facts={"order": order}) as processes:
         simulate_devices(processes.share(NUM_DEVICES))
         if fault:
-            return go_on(int(num_steps), fault)
+            sections = Sections()
+            limits = {"work": LIMIT}
+            with Watchdog(sections, limits, Path(out or "."), processes=processes):
+                return go_on(int(num_steps), fault, sections)
         engine = build(mesh_of(order, PIPE, DATA))
         found = results(engine, int(num_steps), everything=order == "data outside")
         rows = engine.local_rows(BATCH)

@@ -178,6 +178,44 @@ def test_a_process_without_a_sign_of_life_ends_all_and_is_named(run):
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
+def test_one_that_does_not_go_on_ends_all_and_all_show_where_they_are(run, tmp_path, culprit):
+    both = run(2, [*CHILD, "as listed", 100_000, tmp_path, "loop", culprit, 5])
+    assert both.codes() == [1, 1], both.everything()
+    seconds = since(both, culprit)
+    print(f"all ended after {seconds:.2f} s")
+    assert one_of_many.LIMIT <= seconds < one_of_many.LIMIT + AT_ONCE
+    hang = json.loads((tmp_path / "hang.json").read_text())
+    assert (hang["process"], hang["section"], hang["step"]) == (culprit, "work", 5)
+    assert hang["doing"][str(culprit)]["section"] == "work"
+    assert hang["doing"][str(1 - culprit)]["section"] == "step"
+    for index in range(2):
+        assert f"process {culprit} does not go on: 2 s in work (step 5)" in both.err(index)
+        stacks = (tmp_path / "watch" / f"{index}.stacks").read_text()
+        assert ("in misbehave" in stacks) == (index == culprit) and "in go_on" in stacks
+        assert stacks in both.err(index)
+    assert f"process {1 - culprit}: in step (step 5) for" in both.err(1 - culprit)
+
+
+@pytest.mark.parametrize("culprit", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_that_holds_pythons_lock_ends_all_too(run, tmp_path, culprit):
+    both = run(2, [*CHILD, "as listed", 100_000, tmp_path, "hold", culprit, 5])
+    codes = both.codes()
+    assert codes[1 - culprit] == 1, both.everything()
+    # JAX aborts where process 0, its coordinator, has gone; else the watchdog's own time comes.
+    assert codes[culprit] == (-signal.SIGABRT if culprit else 1)
+    print(f"all ended after {since(both, culprit):.2f} s")
+    assert since(both, culprit) < 5 + AT_ONCE + 2
+    hang = json.loads((tmp_path / "hang.json").read_text())
+    assert hang["process"] == culprit and "gave no sign of life" in hang["text"]
+    assert (hang["section"], hang["step"]) == ("work", 5)
+    other, own = (
+        (tmp_path / "watch" / f"{index}.stacks").read_text() for index in (1 - culprit, culprit)
+    )
+    assert "in go_on" in other and other in both.err(1 - culprit)
+    assert "in misbehave" in own and own in both.err(culprit)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
 def test_an_exception_ends_all_and_all_show_it(run, culprit):
     both = run(2, [*FOR_EVER, "raise", culprit, 5])
     assert both.codes() == [1, 1], both.everything()

@@ -17,6 +17,7 @@ from jaxpipe.config.optimizer import OptimizerConfig
 from jaxpipe.config.pipeline import PipelineConfig
 from jaxpipe.config.run import RunConfig
 from jaxpipe.config.trainer import TrainerConfig
+from jaxpipe.config.watch import WatchConfig
 from jaxpipe.data.config import DataConfig
 
 
@@ -44,6 +45,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @property

@@ -27,6 +27,7 @@ def validate(config: Config) -> Config:
         *_batch(config),
         *_tensor(config),
         *_stages(config),
+        *_patience(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -66,6 +67,18 @@ def _batch(config: Config) -> Iterator[str]:
             f" pipeline.data = {pipeline.microbatches} x {pipeline.data} = {parts}; try"
             f" {either(nearest_multiples(size, parts))}."
         )
+
+
+def _patience(config: Config) -> Iterator[str]:
+    """Checkpoints name who holds them up, and training goes on: that has to come first."""
+    patience = config.trainer.checkpoint_patience
+    for name in ("restore", "save"):
+        limit = config.watch.limits[name]
+        if limit is not None and patience >= limit > 0:
+            yield (
+                f"watch.{name}: got {limit:g}, expected more than trainer.checkpoint_patience,"
+                f" {patience:g}, or null."
+            )
 
 
 def _tensor(config: Config) -> Iterator[str]:

@@ -1,9 +1,16 @@
-"""How an exception ends a process: its exit code, and what to say."""
+"""How a process ends: its exit code, what to say, and how to be gone for certain."""
 
+import contextlib
+import faulthandler
+import os
+import sys
 import traceback
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
 INTERRUPTED = 130
+LOST = 1  # the exit code of all when one process is lost or stuck
+_LAST_WORDS = 10.0  # seconds for a process that ends alone
 
 
 class Ending(NamedTuple):
@@ -40,3 +47,38 @@ def ending_of(error: BaseException) -> Ending:
         return Ending(2, f"error: {error}")
     shown = "".join(traceback.format_exception(error))
     return Ending(1, f"failed:\n{shown.rstrip()}")
+
+
+def say(text: str) -> None:
+    """Says something on standard error, from any thread."""
+    # Not `print`: the main thread may hold the stream.
+    with contextlib.suppress(OSError):
+        os.write(2, f"jaxpipe: {text}\n".encode(errors="replace"))
+
+
+def last_resort(seconds: float) -> None:
+    """Ends this process after so many seconds, with exit code 1, whatever gets stuck until then."""
+    with contextlib.suppress(Exception):
+        faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+def flush() -> None:
+    """Writes out what was printed."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def end_alone(text: str, last: Callable[[], None]) -> NoReturn:
+    """Ends this process, the only one, at once, because it does not go on by itself.
+
+    Args:
+      text: for people.
+      last: called before the end.
+    """
+    say(text)
+    last_resort(_LAST_WORDS)
+    with contextlib.suppress(Exception):
+        last()
+    flush()
+    os._exit(LOST)

@@ -1,10 +1,13 @@
 """All processes of a run, as one of them sees them."""
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 from jaxpipe.errors import MeshError, ProcessError
+from jaxpipe.processes.ending import LOST, Ending, end_alone
 from jaxpipe.processes.facts import differences
 from jaxpipe.processes.member import Member
+from jaxpipe.processes.stuck import Stuck, Witness
 
 
 class Processes:
@@ -25,6 +28,22 @@ class Processes:
         self._member, self._patience, self._compared = member, patience, 0
         self.index = 0 if member is None else member.place.index
         self.count = 1 if member is None else member.place.count
+
+    def witnessed(self, witness: Witness | None) -> None:
+        """Lets a witness say to all others what this one is doing; None: no longer."""
+        if self._member is not None:
+            self._member.witness = witness
+
+    def end_stuck(self, text: str, witness: Witness) -> NoReturn:
+        """Ends this process, which is stuck, and all others, with exit code 1; from any thread.
+
+        Args:
+          text: what is the matter with it.
+          witness: told before the end, here; in the other processes, their own.
+        """
+        if self._member is not None:
+            self._member.fail(Ending(LOST, text), stuck=True)
+        end_alone(f"this process {text}", lambda: witness.found(Stuck(0, text, {})))
 
     @property
     def is_first(self) -> bool:

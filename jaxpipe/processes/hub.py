@@ -12,19 +12,11 @@ import time
 from typing import Any
 
 from jaxpipe.errors import ProcessError
+from jaxpipe.processes.ending import LOST
+from jaxpipe.processes.stuck import listed
 from jaxpipe.processes.wire import Wire
 
 END = "end"
-LOST = 1  # the exit code of all when one process is lost
-
-
-def listed(indices: list[int]) -> str:
-    """Processes in words.
-
-    >>> listed([1]), listed([1, 3])
-    ('process 1', 'processes 1, 3')
-    """
-    return f"process{'es' * (len(indices) != 1)} {', '.join(map(str, indices))}"
 
 
 class Hub:
@@ -43,6 +35,7 @@ class Hub:
         self._lock = threading.Lock()
         self._wires: dict[int, Wire] = {}
         self._gathered: dict[str, dict[int, Any]] = {}
+        self._doing: dict[int, list[Any]] = {}
         self._failure: dict[str, Any] | None = None
         self._stopped_by: int | None = None
         self._over = False
@@ -75,18 +68,18 @@ class Hub:
         if index is None:
             wire.close()
             return
-        why = "its connection ended: it was killed, it crashed, or it left early"
+        why, stuck = "its connection ended: it was killed, it crashed, or it left early", False
         try:
             while (message := wire.receive()) is not None:
                 self._take(index, message)
         except TimeoutError:
-            why = f"it gave no sign of life for {self._timeout:g} s"
+            why, stuck = f"it gave no sign of life for {self._timeout:g} s", True
         except (ProcessError, KeyError) as error:
             why = f"it is not understood: {error}"
         with self._lock:
             self._wires.pop(index, None)
         if not self._over:
-            self._fail(index, LOST, f"is lost; {why}", lost=True)
+            self._fail(index, LOST, f"is lost; {why}", stuck=stuck)
 
     def _welcome(self, wire: Wire) -> int | None:
         """The index of a process that may come in."""
@@ -109,12 +102,16 @@ class Hub:
                     wire.send(**self._failure)
                 return index
             wire.send(refused=f"process {index} {problem}")
-            self._fail(index, 2, problem, lost=False)
+            self._fail(index, 2, problem)
         return None
 
     def _take(self, index: int, message: dict[str, Any]) -> None:
         """What a process may say after its hello, besides that it lives."""
-        if "gather" in message:  # a value that all are to have from all
+        if "beat" in message:
+            with self._lock:
+                if message.get("doing"):
+                    self._doing[index] = message["doing"]
+        elif "gather" in message:  # a value that all are to have from all
             name = message["gather"]
             with self._lock:
                 values = self._gathered.setdefault(name, {})
@@ -128,24 +125,34 @@ class Hub:
                 there = self._gathered.get(message["late"], {})
                 missing = [i for i in range(self._count) if i not in there]
             if missing:
-                self._fail(missing[0], LOST, message["why"], lost=True, indices=missing)
+                self._fail(missing[0], LOST, message["why"], stuck=True, indices=missing)
         elif "stop" in message:  # it was asked to stop
             with self._lock:
                 first, self._stopped_by = self._stopped_by is None, index
             if first:
                 self._tell(stop=index)
         elif "fail" in message:
-            self._fail(index, message["code"], message["fail"], lost=False)
+            if message.get("doing"):
+                with self._lock:
+                    self._doing[index] = message["doing"]
+            self._fail(index, message["code"], message["fail"], stuck=message["stuck"])
 
     def _fail(
-        self, index: int, code: int, text: str, *, lost: bool, indices: list[int] | None = None
+        self,
+        index: int,
+        code: int,
+        text: str,
+        *,
+        stuck: bool = False,
+        indices: list[int] | None = None,
     ) -> None:
-        """Tells everybody, once, why all have to end."""
+        """Tells everybody, once, why all have to end; and what all did, if one is `stuck`."""
         with self._lock:
             if self._failure is not None:
                 return
-            who = listed(indices or [index])
-            self._failure = dict(failed=index, code=code, text=f"{who} {text}", lost=lost)
+            text = f"{listed(indices or [index])} {text}"
+            doing = {str(i): self._doing[i] for i in sorted(self._doing)} if stuck else {}
+            self._failure = dict(failed=index, code=code, text=text, stuck=stuck, doing=doing)
         self._tell(**self._failure)
 
     def _tell(self, **message: Any) -> None:

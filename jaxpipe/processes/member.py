@@ -5,18 +5,17 @@ for a process that is gone: there no exception would ever be raised.
 """
 
 import contextlib
-import faulthandler
 import os
 import socket
-import sys
 import threading
 import time
 from typing import Any, NoReturn
 
 from jaxpipe.errors import ProcessError
-from jaxpipe.processes.ending import Ending
-from jaxpipe.processes.hub import LOST, Hub
+from jaxpipe.processes.ending import LOST, Ending, flush, last_resort, say
+from jaxpipe.processes.hub import Hub
 from jaxpipe.processes.launch import Place
+from jaxpipe.processes.stuck import Doing, Stuck, Witness, doing_of, where_all_are
 from jaxpipe.processes.wire import Wire
 
 _LAST_WORDS = 2.0  # seconds for everybody to hear why all end
@@ -24,7 +23,12 @@ _STOP = "stop"
 
 
 class Member:
-    """This process, as the others see it."""
+    """This process, as the others see it.
+
+    Attributes:
+      place: which process this is.
+      witness: asked what this process is doing, with each sign of life; told when one is stuck.
+    """
 
     def __init__(self, place: Place, wire: Wire, hub: Hub | None, beat: float) -> None:
         """Starts to listen.
@@ -42,6 +46,7 @@ class Member:
         self._told = threading.Event()
         self._questions = 0  # how often `stop_together` was called
         self._stopped_by: int | None = None
+        self.witness: Witness | None = None
         for work in (self._listen, self._live):
             name = f"jaxpipe member{work.__name__}"
             threading.Thread(target=work, daemon=True, name=name).start()
@@ -92,36 +97,48 @@ class Member:
             self._hub.wait_alone(_LAST_WORDS)
         self._wire.close()
 
-    def fail(self, ending: Ending) -> NoReturn:
-        """Ends this process, and with it all others; they show the same text."""
+    def fail(self, ending: Ending, *, stuck: bool = False) -> NoReturn:
+        """Ends this process, and with it all others; they show the same text.
+
+        Args:
+          ending: how.
+          stuck: whether the reason is that it does not go on.
+        """
         with self._news:
             someone_else = self._ending
             self._ending = True
         if someone_else:
             threading.Event().wait()  # the listener is about to end this process
-        self._say(f"process {self.place.index} {ending.text}")
+        text = f"process {self.place.index} {ending.text}"
+        say(text)
         with contextlib.suppress(OSError):
-            self._wire.send(fail=ending.text, code=ending.code)
+            self._wire.send(fail=ending.text, code=ending.code, stuck=stuck, doing=self._doing())
             self._told.wait(_LAST_WORDS)
+        if stuck and not self._told.is_set():  # nobody has listened
+            self._write_down(Stuck(self.place.index, text, {}))
         self._exit(ending.code)
 
     def _live(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 time.sleep(self._beat)
-                self._wire.send(beat=True)
+                self._wire.send(beat=True, doing=self._doing())
+
+    def _doing(self) -> Doing | None:
+        return self.witness.doing() if self.witness else None
 
     def _listen(self) -> None:
-        why = "its connection ended: it was killed, or it crashed"
+        why, stuck = "its connection ended: it was killed, or it crashed", False
         try:
             while (message := self._wire.receive()) is not None:
                 self._take(message)
         except TimeoutError:
-            why = "it gave no sign of life"
+            why, stuck = "it gave no sign of life", True
         except ProcessError as error:
             why = f"it is not understood: {error}"
         if not self._left:
-            self._end(LOST, f"process 0 is lost; {why}")
+            text = f"process 0 is lost; {why}"
+            self._end(LOST, text, Stuck(0, text, {}) if stuck else None)
 
     def _take(self, message: dict[str, Any]) -> None:
         if "gathered" in message:
@@ -133,32 +150,35 @@ class Member:
                 self._stopped_by = message["stop"]
                 self._wire.send(gather=_STOP, value=self._questions)
             if self._stopped_by != self.place.index:
-                self._say(f"process {self._stopped_by} was asked to stop: stopping with it")
+                say(f"process {self._stopped_by} was asked to stop: stopping with it")
         elif "failed" in message:
-            self._end(message["code"], message["text"])
+            stuck = Stuck(message["failed"], message["text"], doing_of(message["doing"]))
+            self._end(message["code"], message["text"], stuck if message["stuck"] else None)
 
-    def _end(self, code: int, text: str) -> None:
-        """Ends this process because of another one."""
+    def _end(self, code: int, text: str, stuck: Stuck | None = None) -> None:
+        """Ends this process because of another one, unless it is about to end by itself."""
         with self._news:
             already, self._ending = self._ending, True
+        if not already:
+            say(f"{stuck or text}\njaxpipe: process {self.place.index} ends with it")
+        elif stuck and stuck.doing:
+            say("\n".join(["when last heard of", *where_all_are(stuck.doing)]))
+        if stuck:
+            last_resort(2 * _LAST_WORDS)
+            self._write_down(stuck)
         self._told.set()
         if not already:
-            self._say(f"{text}\njaxpipe: process {self.place.index} ends with it")
             self._exit(code)
 
-    def _say(self, text: str) -> None:
-        # Not `print`: the main thread may hold the stream.
-        data = f"jaxpipe: {text}\n".encode(errors="replace")
-        with contextlib.suppress(OSError):
-            os.write(2, data)
+    def _write_down(self, stuck: Stuck) -> None:
+        if self.witness is not None:
+            with contextlib.suppress(Exception):  # it is to end, whatever happens
+                self.witness.found(stuck)
 
     def _exit(self, code: int) -> NoReturn:
         """Ends at once: the interpreter's own way out would wait for the other processes."""
-        with contextlib.suppress(Exception):
-            faulthandler.dump_traceback_later(2 * _LAST_WORDS, exit=True)  # if a flush gets stuck
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        last_resort(2 * _LAST_WORDS)
+        flush()
         if self._hub is not None:
             self._hub.wait_alone(_LAST_WORDS)
         os._exit(code)

@@ -24,11 +24,13 @@ from jaxpipe.metrics import Console, Diverged, Report
 from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
+from jaxpipe.sections import Sections
 from jaxpipe.state import TrainState
 from jaxpipe.trainer.evaluate import evaluate
 from jaxpipe.trainer.facts import about
 from jaxpipe.trainer.outcome import Outcome
 from jaxpipe.trainer.reporting import reporting
+from jaxpipe.watch import Watchdog, last_hang
 
 
 def train(
@@ -38,27 +40,32 @@ def train(
     console: Console,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    sections: Sections | None = None,
 ) -> Outcome:
-    """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where."""
+    """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where.
+
+    `sections` are entered on the way, so that others can listen.
+    """
     trainer = folder.config.trainer
+    sections = Sections() if sections is None else sections
     rows = engine.local_rows(trainer.batch_size)
     batches = batches_of(folder.config, corpus, rows)
     held_out = held_out_batches(folder.config, corpus)
     bigram_loss = bigram_loss_of(corpus, held_out)
     held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
     example = batches[1]
-    plan = engine.partition(example), engine.schedule, describe_mesh(engine.mesh)
-    console.note("\n" + "\n\n".join(map(str, plan)) + "\n")
-    if options := engine.compiler_options():
-        shown = ", ".join(f"{name}={value}" for name, value in options.items())
-        console.note(f"compiler options: {shown}\n")
-    if processes.is_first:
-        folder.open()
-    processes.compare({"partition": str(plan[0]), "schedule": str(engine.schedule)})
-    crashes = Crashes(folder.path, by_field(folder.config) | code_facts(), processes.index)
-    crashes.check()
+    plan = str(engine.partition(example)), str(engine.schedule)
+    _show(engine, plan, console)
+    crashes = _opened(folder, plan, console, processes)
     with contextlib.ExitStack() as stack:
+        limits = folder.config.watch.limits
+        noted = {"facts": crashes.facts}
+        stack.enter_context(
+            Watchdog(sections, limits, folder.path, processes=processes, facts=noted)
+        )
         stack.enter_context(crashes.noted())
+        starting = stack.enter_context(contextlib.ExitStack())
+        starting.enter_context(sections.enter("start"))
         stack.callback(console.close)
         checkpoints = Checkpoints(
             folder.checkpoints,
@@ -73,22 +80,43 @@ def train(
             console.note(f"a save that was never finished is cleared: {path}")
         if (checkpoints.latest() or 0) < trainer.steps:
             checkpoints.check_room(engine.abstract_state(example))
-        said = about(engine, folder.config, plan[0], corpus)
+        said = about(engine, folder.config, engine.partition(example), corpus)
         run = _Run(
             engine, folder, batches, held_out, bigram_loss, checkpoints, said, console,
-            should_stop, processes, crashes,
+            should_stop, processes, crashes, sections,
         )  # fmt: skip
         at = run.newest()
-        for _ in range(trainer.rollbacks):
-            try:
-                return run.going_on(at)
-            except Diverged as error:
-                console.note(f"ROLLED BACK: {error}")
-                # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
-                batch_number = at.batch + error.step - at.step
-            at = run.newest()._replace(batch=batch_number)
-            console.note(f"going on from step {at.step}, with batches from {batch_number} on")
-        return run.going_on(at)
+        starting.close()
+        return run.to_the_end(at)
+
+
+def _show(engine: Engine, plan: Sequence[str], console: Console) -> None:
+    """Says what is about to be trained, and how."""
+    console.note("\n" + "\n\n".join([*plan, str(describe_mesh(engine.mesh))]) + "\n")
+    if options := engine.compiler_options():
+        shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        console.note(f"compiler options: {shown}\n")
+
+
+def _opened(
+    folder: RunDirectory, plan: Sequence[str], console: Console, processes: Processes
+) -> Crashes:
+    """Opens the folder, if all have the same plan; and what has ended earlier starts.
+
+    Raises:
+      ProcessError: plans differ.
+      CrashLoop: the last starts have all ended in the same way.
+    """
+    facts = by_field(folder.config) | code_facts()
+    if processes.is_first:
+        folder.open()
+        if hang := last_hang(folder.path):
+            console.note(f"the last start did not go on: {hang}")
+            Crashes(folder.path, facts).hung(hang)
+    processes.compare({"partition": plan[0], "schedule": plan[1]})
+    crashes = Crashes(folder.path, facts, processes.index)
+    crashes.check()
+    return crashes
 
 
 class _Position(NamedTuple):
@@ -119,19 +147,35 @@ class _Run(NamedTuple):
     should_stop: Callable[[], bool]
     processes: Processes
     crashes: Crashes
+    sections: Sections
 
     def newest(self) -> _Position:
         """The newest checkpoint that is sound, or a new state."""
         seed, batch = self.folder.config.trainer.seed, self.batches[1]
-        step, damaged = self.checkpoints.newest()
+        with self.sections.enter("restore"):
+            step, damaged = self.checkpoints.newest()
         for problem in damaged:
             self.console.note(f"LOST: {problem}")
         if step is None:
             return _Position(self.engine.init(jax.random.key(seed), batch), 0, 1)
         self.console.note(f"resuming from step {step}: {self.checkpoints.path(step)}")
-        state = self.checkpoints.restore(step, self.engine.abstract_state(batch))
+        with self.sections.enter("restore", step):
+            state = self.checkpoints.restore(step, self.engine.abstract_state(batch))
         data = self.checkpoints.manifest(step).metadata["data"]
         return _Position(state, step, data["next_batch"])
+
+    def to_the_end(self, at: _Position) -> Outcome:
+        """Trains; goes back to the newest checkpoint where it diverges, as often as it may."""
+        for _ in range(self.folder.config.trainer.rollbacks):
+            try:
+                return self.going_on(at)
+            except Diverged as error:
+                self.console.note(f"ROLLED BACK: {error}")
+                # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
+                batch = at.batch + error.step - at.step
+            at = self.newest()._replace(batch=batch)
+            self.console.note(f"going on from step {at.step}, with batches from {batch} on")
+        return self.going_on(at)
 
     def going_on(self, at: _Position) -> Outcome:
         """Trains from there to the end, or until it is stopped."""
@@ -143,13 +187,16 @@ class _Run(NamedTuple):
         step, stop, batches = at.step, False, self.batches.from_(at.batch)
         for step in range(at.step + 1, trainer.steps + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
-            state, metrics = self.engine.train_batch(state, next(batches))
-            report.step(step, metrics)
-            stop = self._stops()
+            with self.sections.enter("data", step):
+                batch = next(batches)
+            with self.sections.enter("compile" if step == at.step + 1 else "step", step):
+                state, metrics = self.engine.train_batch(state, batch)
+                report.step(step, metrics)
+                stop = self._stops()
             last, metric = step == trainer.steps, None
             if (last or step % trainer.eval_interval == 0) and not stop:
                 with report.paused():
-                    metric = evaluate(self.engine, state, self.held_out, self._stops)
+                    metric = self._evaluated(step, state)
                 stop = metric is None
                 if metric is not None:
                     held_out_loss = metric
@@ -163,8 +210,10 @@ class _Run(NamedTuple):
             if stop:
                 break
         if step == at.step:  # an earlier run did it all
-            held_out_loss = evaluate(self.engine, state, self.held_out, self._stops)
+            held_out_loss = self._evaluated(step, state)
             stop = held_out_loss is None
+        with self.sections.enter("save", step):
+            self.checkpoints.wait()
         path, ending = self.checkpoints.path(step), "interrupted" if stop else "finished"
         loss = math.nan if held_out_loss is None or stop else held_out_loss
         return Outcome(ending, step, path, loss, self.bigram_loss)
@@ -172,11 +221,15 @@ class _Run(NamedTuple):
     def _stops(self) -> bool:
         return self.processes.stop_together(self.should_stop())
 
+    def _evaluated(self, step: int, state: TrainState) -> float | None:
+        with self.sections.enter("evaluation", step):
+            return evaluate(self.engine, state, self.held_out, self._stops)
+
     def _save(self, step: int, state: TrainState, metric: float | None, next_batch: int) -> None:
         data = dict(self.about["data"]) | {"next_batch": next_batch}
-        self.checkpoints.save(
-            step, state, metric=metric, metadata=dict(self.about) | {"data": data}
-        )
+        metadata = dict(self.about) | {"data": data}
+        with self.sections.enter("save", step):
+            self.checkpoints.save(step, state, metric=metric, metadata=metadata)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,167 @@
+"""A watchdog: whatever takes longer than it may is written down, and ends all processes.
+
+Two clocks run beside the main thread. A thread of Python's looks every now and then; it can say
+what was going on and tell the other processes. Where some thread never lets go of Python's lock, it
+cannot run: faulthandler's thread, in C, then writes the stacks and ends the process a little later.
+"""
+
+import contextlib
+import faulthandler
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxpipe.processes import ALONE, Processes
+from jaxpipe.processes.stuck import Doing, Stuck
+from jaxpipe.sections import Section, Sections
+from jaxpipe.watch.hang import FOLDER, Hang, stacks_file
+from jaxpipe.watch.stacks import Stacks
+from jaxpipe.watch.whereabouts import Whereabouts, last_written, now
+
+_GRACE = 5.0  # seconds that C's clock leaves to Python's
+_LOOKS = 20  # that the shortest time-out is divided by
+_SELDOM, _OFTEN = 1.0, 0.02  # seconds between two looks
+
+
+class _Watched(NamedTuple):
+    """A section with a time-out."""
+
+    section: Section
+    limit: float
+    deadline: float  # of time.monotonic
+
+
+class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
+    """Ends all processes, with exit code 1, when one of them does not leave a section in time.
+
+    Before that it writes `hang.json` into `folder`, and the stacks of all threads to standard error
+    and into `folder`, in each process. The time of a section counts from when it was entered, or
+    come back to; that of one within it is its own. Where `faulthandler` is not enabled, stacks are
+    written after a crash too. It has but one timer, so there is one watchdog at a time.
+
+    Args:
+      sections: which the main thread enters.
+      limits: seconds by the name of a section; those without, or with None, may take for ever.
+      folder: there already.
+      processes: all that end together.
+      facts: put into `hang.json`.
+
+    >>> import tempfile
+    >>> sections = Sections()
+    >>> with Watchdog(sections, {"step": 600.0}, Path(tempfile.mkdtemp())):
+    ...     with sections.enter("step", step=1):
+    ...         pass
+    """
+
+    def __init__(
+        self,
+        sections: Sections,
+        limits: Mapping[str, float | None],
+        folder: Path,
+        *,
+        processes: Processes = ALONE,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._sections, self._folder, self._processes = sections, folder, processes
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
+        self._facts, self._index = dict(facts or {}), processes.index
+        self._watched: _Watched | None = None
+        self._since = time.monotonic()  # when the current section was entered or come back to
+        self._over, self._guard = threading.Event(), threading.Lock()
+        looks = min(self._limits.values(), default=_SELDOM) / _LOOKS
+        self._interval = max(_OFTEN, min(_SELDOM, looks))
+
+    def __enter__(self) -> "Watchdog":
+        (self._folder / FOLDER).mkdir(exist_ok=True)
+        path = self._folder / stacks_file(self._index)
+        before = path.stat().st_size if path.exists() else 0
+        self._stacks = Stacks(path)
+        fixed = dict(
+            process=self._index, stacks=stacks_file(self._index), stacks_before=before,
+            facts=self._facts,
+        )  # fmt: skip
+        # JAX aborts where the coordinator is gone: then, too, the stacks are worth having.
+        self._enabled = not faulthandler.is_enabled()
+        if self._enabled:
+            faulthandler.enable(self._stacks.file)
+        self._whereabouts = Whereabouts(self._folder / FOLDER, self._index, fixed)
+        self._processes.witnessed(self)
+        self._sections.listen(self._changed)
+        self._changed(self._sections.current)
+        self._thread = threading.Thread(target=self._look, daemon=True, name="jaxpipe watchdog")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:  # not while it ends everything
+            if not self._over.is_set():
+                faulthandler.cancel_dump_traceback_later()
+            self._over.set()
+        self._thread.join()
+        if self._enabled:
+            faulthandler.disable()
+        self._processes.witnessed(None)
+        self._whereabouts.close()
+        self._stacks.close()
+
+    def doing(self) -> Doing | None:
+        """What the main thread is doing."""
+        section = self._sections.current
+        return section and Doing(section.name, section.step, time.monotonic() - self._since)
+
+    def found(self, stuck: Stuck) -> None:
+        """Writes down that a process, this or another one, does not go on."""
+        self._over.set()
+        did = self._did(stuck)
+        all_did = {str(index): doing._asdict() for index, doing in stuck.doing.items()}
+        Hang(
+            stuck.process,
+            did and did.section,
+            did and did.step,
+            did and round(did.seconds, 3),
+            self._limits.get(did.section) if did else None,
+            stuck.text,
+            now(),
+            stacks_file(stuck.process),
+            all_did,
+            self._facts,
+        ).write(self._folder)
+        self._stacks.write(f"process {self._index}, {now()}: {stuck.text}")
+        self._stacks.close()
+        self._whereabouts.close()
+
+    def _did(self, stuck: Stuck) -> Doing | None:
+        """What the process did that is stuck: by itself, or its file; or when last heard of."""
+        if stuck.process == self._index:
+            return self.doing()
+        return last_written(self._folder / FOLDER, stuck.process) or stuck.doing.get(stuck.process)
+
+    def _changed(self, section: Section | None) -> None:
+        """The main thread enters a section, or comes back to it."""
+        if self._over.is_set():
+            return
+        self._since = began = time.monotonic()
+        limit = section and self._limits.get(section.name)
+        self._whereabouts.write(section, limit)
+        if section is None or limit is None:
+            self._watched = None
+            faulthandler.cancel_dump_traceback_later()
+            return
+        self._watched = _Watched(section, limit, began + limit)
+        faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=self._stacks.file)
+
+    def _look(self) -> None:
+        while not self._over.wait(self._interval):
+            watched = self._watched
+            if watched is None or time.monotonic() < watched.deadline:
+                continue
+            with self._guard:
+                if watched is not self._watched or self._over.is_set():
+                    continue
+                self._processes.end_stuck(
+                    f"does not go on: {watched.limit:g} s in {watched.section}, which is as long as"
+                    " it may take",
+                    self,
+                )
