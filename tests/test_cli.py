@@ -1,7 +1,10 @@
 """The command line: what it prints, what it refuses, and how it ends."""
 
+import inspect
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from jaxpipe import cli
+from jaxpipe.cli.main import COMMANDS
 from jaxpipe.cli.train import Train, stop_signals
-from jaxpipe.config import Config
+from jaxpipe.config import Config, RunConfig
 from jaxpipe.schedules import NAMES, Costs, Lockstep, by_name, dump, pictures, simulate
 from jaxpipe.schedules.cost_text import parse_costs
 from jaxpipe.schedules.draw import text
@@ -217,7 +221,7 @@ def test_what_cannot_be_done_is_said_in_one_message(capsys, argv, part):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ([], "{train, check, timeline, draw, inspect, verify, export,"),
+        ([], "{train, resume, check, timeline, draw, inspect, verify,"),
         (["draw", "1f1b", "--ranks", "x"], "--ranks"),
         (["draw", "1f1b", "--lockstep", "x"], "links"),
         (["train", "x.yaml", "--trainer.step", "3"], "--trainer.steps"),
@@ -230,19 +234,23 @@ def test_a_wrong_command_line_is_explained(capsys, argv, part):
     assert part in err.replace("STR", "NAME")
 
 
-@pytest.mark.parametrize(
-    ("argv", "example"),
-    [
-        (["train", "--help"], "jaxpipe train configs/gpt-stdlib.yaml --trainer.steps 50"),
-        (["draw", "--help"], "jaxpipe draw 1f1b --ranks 4 --microbatches 8"),
-    ],
-)
-def test_help_has_an_example_that_is_a_command(capsys, argv, example):
-    code, out, _ = ended(capsys, *argv)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_that_is_a_command(capsys, name, tmp_path, monkeypatch):
+    code, out, _ = ended(capsys, name, "--help")
     assert code == 0
-    assert example in " ".join(out.split())
-    if example.startswith("jaxpipe draw"):
-        assert ended(capsys, *example.split()[1:])[0] == 0
+    [example] = re.findall(
+        r"[Ee]xample: (jaxpipe (?:.|\n(?!\n))+)", str(inspect.getdoc(COMMANDS[name]))
+    )
+    words = shlex.split(example)
+    assert words[1] == name
+    assert " ".join(words[:3]) in " ".join(out.split())
+    # As in a folder where a run has been made.
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    (tmp_path / "runs" / "gpt-stdlib").mkdir(parents=True)
+    (tmp_path / "runs" / "gpt-stdlib" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(COMMANDS[name], "run", lambda command: 77)
+    assert ended(capsys, *words[1:])[0] == 77
 
 
 def test_every_field_has_an_option_with_help(capsys):
@@ -278,6 +286,18 @@ def test_options_come_on_top_of_the_file_and_the_file_on_top_of_defaults(tmp_pat
     assert config.optimizer.clip_norm is None
     assert config.pipeline.partition == (0, 5, 10)
     assert resume == "must"
+
+
+def test_resume_goes_on_as_the_run_says_wherever_it_lies(tmp_path, trained, capsys, monkeypatch):
+    (tmp_path / "moved").mkdir()
+    assert cli.main(["resume", str(tmp_path / "moved")]) == 2
+    assert "is no run: it has no config.yaml" in capsys.readouterr().err
+    (tmp_path / "moved" / "config.yaml").write_text("trainer: {steps: 5, seed: 9}")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert cli.main(["resume", ".", "--trainer.steps", "6"]) == 0
+    [(config, resume)] = trained
+    assert (config.trainer.steps, config.trainer.seed, resume) == (6, 9, "must")
+    assert config.run == RunConfig(name="moved", directory=str(tmp_path))
 
 
 def test_dashes_and_underscores_are_alike(tmp_path, trained):

@@ -7,10 +7,13 @@ message says what; 3, the last starts have all ended in one way, and another wou
 diverged; 130, interrupted. Of several processes all have the same.
 """
 
+import dataclasses
+import functools
+import operator
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,6 +22,7 @@ from jaxpipe.cli.check import Check
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.inspect import Inspect, Verify
+from jaxpipe.cli.resume import ResumeRun
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, read
@@ -26,6 +30,23 @@ from jaxpipe.errors import JaxpipeError
 from jaxpipe.processes import INTERRUPTED
 
 _USAGE = 2
+
+COMMANDS = {
+    "train": Train,
+    "resume": ResumeRun,
+    "check": Check,
+    "timeline": DrawTimeline,
+    "draw": Draw,
+    "inspect": Inspect,
+    "verify": Verify,
+    "export": Export,
+    "import": Import,
+}
+"""All commands, by name: frozen dataclasses whose fields are options, with `run() -> exit code`.
+
+One with a field `config` is about a configuration: its first field is positional, and its `file` is
+the YAML file that says what `config` is where options do not.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(argv, Config())
-        if isinstance(command, Train | DrawTimeline | Check):
+        if hasattr(command, "config"):
             # What the file says becomes the defaults of a second reading: options come on top.
             command = _parse(argv, read(command.file))
         return command.run()
@@ -51,28 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
 
 
-def _parse(
-    argv: Sequence[str], config: Config
-) -> Train | Check | DrawTimeline | Draw | Inspect | Verify | Export | Import:
-    train = tyro.conf.subcommand("train", default=Train(file=tyro.MISSING, config=config))
-    check = tyro.conf.subcommand("check", default=Check(file=tyro.MISSING, config=config))
-    timeline = tyro.conf.subcommand(
-        "timeline", default=DrawTimeline(file=tyro.MISSING, config=config)
-    )
-    drawing = tyro.conf.subcommand("draw")
-    commands = (
-        Annotated[Train, train]
-        | Annotated[Check, check]
-        | Annotated[DrawTimeline, timeline]
-        | Annotated[Draw, drawing]
-        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Import, tyro.conf.subcommand("import")]
-    )
+def _parse(argv: Sequence[str], config: Config) -> Any:
+    """The command that a command line asks for."""
+    commands = (_subcommand(name, kind, config) for name, kind in COMMANDS.items())
+    union: Any = functools.reduce(operator.or_, commands)
     return tyro.cli(
-        commands,  # pyright: ignore[reportArgumentType]
+        union,
         args=argv,
         prog="jaxpipe",
         description="Pipeline-parallel training in plain JAX. --version prints the version.",
     )
+
+
+def _subcommand(name: str, kind: Any, config: Config) -> Any:
+    """A command, as a type that tyro understands; one with a configuration starts from this one."""
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if "config" not in fields:
+        return Annotated[kind, tyro.conf.subcommand(name)]
+    default = kind(**{fields[0]: tyro.MISSING}, config=config)
+    return Annotated[kind, tyro.conf.subcommand(name, default=default)]
