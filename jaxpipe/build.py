@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpipe import nn
+from jaxpipe import losses, nn
 from jaxpipe.config import Config, OptimizerConfig, PipelineConfig
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import MeshError
 from jaxpipe.layers import LayerSpec
 from jaxpipe.mesh import make_mesh
 from jaxpipe.model import PipelineModule
-from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
+from jaxpipe.models import GPTConfig, LlamaConfig, ViTConfig, gpt, llama, vit
 from jaxpipe.zero import Zero
 
 
@@ -25,9 +25,11 @@ def build_engine(config: Config) -> Engine:
     """
     pipeline = config.pipeline
     _check_devices(pipeline)
+    is_classifier = config.model.reads == "images"
     model = PipelineModule(
         layers=build_layers(config),
-        loss_fn=nn.cross_entropy,
+        loss_fn=losses.cross_entropy if is_classifier else nn.cross_entropy,
+        metric_fns={"accuracy": losses.accuracy} if is_classifier else None,
         partition_method=pipeline.partition,
         compute_dtype=jnp.dtype(pipeline.compute_dtype),
     )
@@ -49,30 +51,38 @@ def build_layers(config: Config) -> list[LayerSpec]:
     sizes, packed = model_sizes(config), config.data.packing == "packed"
     if isinstance(sizes, GPTConfig):
         return gpt(sizes, packed=packed)
+    if isinstance(sizes, ViTConfig):
+        return vit(sizes)
     return llama(sizes, packed=packed)
 
 
-def model_sizes(config: Config) -> GPTConfig | LlamaConfig:
+def model_sizes(config: Config) -> GPTConfig | LlamaConfig | ViTConfig:
     """The sizes of the network that a configuration describes."""
     model = config.model
-    shared: Any = dict(
-        vocab_size=model.vocabulary(),
+    given: Any = dict(
         num_layers=model.layers,
         width=model.width,
         num_heads=model.heads,
         dropout=model.dropout,
+        norm_eps=model.norm_eps,
+        rotary_theta=model.rotary_theta,
+        patch_size=model.patch_size,
+        pooling=model.pooling,
+        num_classes=model.classes,
+    )
+    given = {name: value for name, value in given.items() if value is not None}
+    ratio = model.hidden_features // model.width
+    if model.network == "vit":
+        return ViTConfig(mlp_ratio=ratio, **given)
+    given |= dict(
+        vocab_size=model.vocabulary(),
         tied=model.tied,
         sequence_parallel=config.pipeline.sequence_parallel,
     )
-    if model.norm_eps is not None:
-        shared["norm_eps"] = model.norm_eps
     if model.network == "gpt":
         length = model.positions or config.data.sequence_length
-        ratio = model.hidden_features // model.width
-        return GPTConfig(sequence_length=length, mlp_ratio=ratio, **shared)
-    if model.rotary_theta is not None:
-        shared["rotary_theta"] = model.rotary_theta
-    return LlamaConfig(num_kv_heads=model.num_kv_heads, hidden=model.hidden_features, **shared)
+        return GPTConfig(sequence_length=length, mlp_ratio=ratio, **given)
+    return LlamaConfig(num_kv_heads=model.num_kv_heads, hidden=model.hidden_features, **given)
 
 
 def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ import jax
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, validate
 from jaxpipe.engine import Engine
-from jaxpipe.prepare import batches_of, corpus_of, resolved
+from jaxpipe.prepare import batches_of, dataset_of, resolved
 from jaxpipe.schedules import Timeline
 
 
@@ -24,9 +24,9 @@ def measure_steps(config: Config, num_steps: int) -> tuple[Engine, list[Timeline
         not show single operations.
     """
     validate(config)
-    corpus = corpus_of(config)
-    config = resolved(config, corpus)
-    engine, batch = build_engine(config), batches_of(config, corpus)[1]
+    dataset = dataset_of(config)
+    config = resolved(config, dataset)
+    engine, batch = build_engine(config), batches_of(config, dataset)[1]
     state, _ = engine.train_batch(engine.init(jax.random.key(config.trainer.seed), batch), batch)
     timelines = []
     for _ in range(num_steps):

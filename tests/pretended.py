@@ -23,7 +23,7 @@ from jaxpipe.config import (
 )
 from jaxpipe.engine import Engine
 from jaxpipe.metrics import PlainConsole
-from jaxpipe.prepare import corpus_of, resolved
+from jaxpipe.prepare import dataset_of, resolved
 from jaxpipe.trainer import train
 
 
@@ -103,10 +103,10 @@ def a_config(tmp_path, name="run", **trainer):
 
 def trained(config, engine=None, resume: Resume = "auto", should_stop=lambda: False):
     stream = io.StringIO()
-    corpus = corpus_of(config)
-    folder = choose(resolved(config, corpus), resume)
+    dataset = dataset_of(config)
+    folder = choose(resolved(config, dataset), resume)
     engine = pretended() if engine is None else engine
-    outcome = train(engine, folder, corpus, PlainConsole(8, stream), should_stop)
+    outcome = train(engine, folder, dataset, PlainConsole(8, stream), should_stop)
     return outcome, stream.getvalue()
 
 

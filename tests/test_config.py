@@ -338,3 +338,27 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, resume):
 def test_there_are_differences_exactly_when_the_runs_differ(one, other):
     assert differences(one, one) == []
     assert (differences(one, other) == []) == (one == other)
+
+
+def test_what_a_network_has_no_use_for_is_refused():
+    problems = problems_of(
+        validate,
+        Config(
+            model=ModelConfig(network="vit", tied=True, kv_heads=2, vocab_size=300, hidden=100),
+            pipeline=PipelineConfig(sequence_parallel=True),
+        ),
+    )
+    listed = "\n".join(problems)
+    assert len(problems) == 6
+    assert "model.hidden: got 100, for vit a multiple of model.width; try 128." in listed
+    assert "model.tied: got True; vit has none, only gpt and llama." in listed
+    assert "model.kv_heads: got 2; vit has none, only llama." in listed
+    assert "model.vocab_size: got 300; vit has none" in listed
+    assert "data.source: got 'text', but model.network = 'vit' reads images" in listed
+    assert "pipeline.sequence_parallel: got true; vit" in listed
+    arrays = DataConfig(source="arrays", path="x.npz", packing="packed")
+    [one, other] = problems_of(validate, Config(data=arrays))
+    assert "data.packing: got 'packed'; arrays make no tokens" in one
+    assert "data.source: got 'arrays', but model.network = 'gpt' reads tokens" in other
+    [problem] = problems_of(validate, Config(model=ModelConfig(positions=64)))
+    assert "model.positions: got 64, expected at least data.sequence_length, 128" in problem

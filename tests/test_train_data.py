@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pretended import a_config, losses_of, saved_steps, trained
+from pretended import a_config, lines_of, losses_of, saved_steps, trained
 from some_files import written
 
 from jaxpipe.config import (
@@ -18,6 +18,7 @@ from jaxpipe.config import (
     PipelineConfig,
     RunConfig,
     TrainerConfig,
+    read,
 )
 from jaxpipe.data import write_tokens
 from jaxpipe.errors import ConfigError
@@ -33,14 +34,29 @@ def a_source(folder: Path, source: str) -> dict[str, Any]:
         return {"vocab_size": 99}
     if source == "tokens":
         write_tokens(folder, [np.arange(i % 50 + 2) for i in range(40)], 300)
+    elif source == "arrays":
+        folder.mkdir()
+        images = np.random.default_rng(0).uniform(0, 100, (40, 4, 4)).astype(np.float16)
+        np.save(folder / "inputs.npy", images)
+        np.save(folder / "targets.npy", np.arange(40) % 3)
     else:
         written(folder, source, TEXTS)
     return {"path": str(folder)}
 
 
-@pytest.mark.parametrize(
-    "source", ["text", "jsonl", "parquet", "arrayrecord", "huggingface", "tokens", "synthetic"]
+SOURCES = (
+    "text",
+    "jsonl",
+    "parquet",
+    "arrayrecord",
+    "huggingface",
+    "tokens",
+    "synthetic",
+    "arrays",
 )
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_source_is_trained_on_and_gone_on_with(tmp_path, source):
     data: Any = a_source(tmp_path / "x", source)
     data |= dict(source=source, held_out_fraction=0.3, sequence_length=16)
@@ -107,6 +123,24 @@ def test_samples_with_room_to_spare_weigh_what_they_hold(tmp_path):
         tmp_path, "padded", data={"packing": "padded"}, model={"network": "llama"}, steps=2
     )
     assert outcome.ending == "finished" and np.isfinite(outcome.held_out_loss)
+
+
+def test_images_are_classified_and_other_images_refused(tmp_path):
+    data = a_source(tmp_path / "x", "arrays") | dict(source="arrays", held_out_fraction=0.3)
+    data |= dict(tokenizer="bytes", vocab_size=None)
+    model = dict(network="vit", patch_size=2, pooling="mean")
+    config, outcome, printed = a_real_run(tmp_path, "vit", data=data, model=model, steps=2)
+    assert outcome.ending == "finished" and outcome.bigram_loss is None
+    assert outcome.held_out_accuracy is not None
+    assert f"held-out accuracy {outcome.held_out_accuracy:.1%}" in printed
+    last = lines_of(config)[-1]
+    assert last["held_out_accuracy"] == outcome.held_out_accuracy
+    assert "samples_per_second" in lines_of(config)[-2] and "3 classes" in printed
+    kept = read(Path(config.run.directory) / "vit" / "config.yaml")
+    assert kept.model.classes == 3 and kept.model.vocab_size is None
+    np.save(tmp_path / "x" / "targets.npy", np.arange(40) % 2)
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: "):
+        a_real_run(tmp_path, "vit", data=data, model=model, steps=3)
 
 
 def test_a_model_with_too_little_room_for_ids_is_refused(tmp_path):

@@ -37,8 +37,10 @@ class Check:
         )
         print(f"layers: {config.model.num_layers}, with the embedding and the head")
         print(f"schedule: {_described(config)}")
-        per_step = config.trainer.batch_size * config.data.sequence_length
-        print(f"tokens: {per_step:,} a step, {per_step * config.trainer.steps:,} in all")
+        per_step = config.trainer.batch_size * config.data.units_per_sample
+        print(
+            f"{config.data.unit}: {per_step:,} a step, {per_step * config.trainer.steps:,} in all"
+        )
         changes = differences(Config(), config)
         print("defaults: all" if not changes else "not as by default:")
         for change in changes:

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from jaxpipe.config import Config, Resume, validate
 from jaxpipe.processes import INTERRUPTED, Launch, Processes, start_processes
 from jaxpipe.simulate_devices import simulate_devices
+
+if TYPE_CHECKING:  # it loads JAX, which must not be before devices are simulated
+    from jaxpipe.trainer import Outcome
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,22 @@ class Train:
         interrupted = outcome.ending == "interrupted"
         if processes.is_first:
             if not interrupted:
-                loss, baseline = f"held-out loss {outcome.held_out_loss:.4f} nats per", "token"
-                if outcome.bigram_loss is not None:
-                    baseline = f"byte (byte bigram {outcome.bigram_loss:.4f})"
-                print(f"{loss} {baseline} after step {outcome.step}")
+                print(f"{_told(outcome)} after step {outcome.step}")
             print(f"checkpoint: {outcome.checkpoint}")
             if interrupted:
                 print("interrupted; the same command goes on from the checkpoint")
         # Whoever sends SIGTERM wants the machine back, and has got what it wants.
         return INTERRUPTED if interrupted and signal.SIGINT in asked else 0
+
+
+def _told(outcome: "Outcome") -> str:
+    """What a run that has finished came to."""
+    loss = f"held-out loss {outcome.held_out_loss:.4f}"
+    if outcome.held_out_accuracy is not None:
+        return f"{loss}, held-out accuracy {outcome.held_out_accuracy:.2%}"
+    if outcome.bigram_loss is not None:
+        return f"{loss} nats per byte (byte bigram {outcome.bigram_loss:.4f})"
+    return f"{loss} nats per token"
 
 
 @contextlib.contextmanager

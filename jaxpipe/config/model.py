@@ -8,37 +8,56 @@ from jaxpipe.config.ranges import below, either, nearest_multiples, no_share, no
 
 _BYTES = 256
 _MULTIPLE = 64  # of ids that there is room for: any usual number of tensor ranks divides it
-_ONLY = {"kv_heads": ("llama",), "positions": ("gpt",), "rotary_theta": ("llama",)}
+# Fields that some networks have no use for.
+_ONLY = {
+    "kv_heads": ("llama",),
+    "positions": ("gpt",),
+    "rotary_theta": ("llama",),
+    "patch_size": ("vit",),
+    "pooling": ("vit",),
+    "classes": ("vit",),
+    "vocab_size": ("gpt", "llama"),
+    "tied": ("gpt", "llama"),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network, which reads tokens and predicts the next ones."""
+    """The network: it reads tokens and predicts the next ones, or images and predicts classes."""
 
-    network: Literal["gpt", "llama"] = "gpt"
-    """gpt; or llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    network: Literal["gpt", "llama", "vit"] = "gpt"
+    """gpt; or llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU; or vit, a Vision
+    Transformer for images out of arrays."""
     layers: int = 8
     """Transformer blocks; with the embedding and the head the pipeline has this many layers + 2."""
     width: int = 128
-    """Features per position; a multiple of heads."""
+    """Features per position, or patch; a multiple of heads."""
     heads: int = 4
     """Attention heads per block."""
     kv_heads: int | None = None
     """For llama: heads of keys and values, of which heads is a multiple; null: as many as heads."""
     hidden: int | None = None
-    """Hidden features of a block's MLP; for gpt a multiple of width. null: 4 x width for gpt, and
-    the multiple of 32 next to 8/3 of the width for llama."""
+    """Hidden features of a block's MLP; for gpt and vit a multiple of width. null: 4 x width,
+    and the multiple of 32 next to 8/3 of the width for llama."""
     positions: int | None = None
     """For gpt: positions that are learned, at least data.sequence_length; null: as many as that."""
     rotary_theta: float | None = None
     """For llama: the base of the rotary positions; null: 10000."""
     norm_eps: float | None = None
-    """What norms add to the variance; null: 1e-6 for gpt, 1e-5 for llama."""
+    """What norms add to the variance; null: 1e-6, for llama 1e-5."""
+    patch_size: int | None = None
+    """For vit: height and width of a patch, in pixels; null: 4."""
+    pooling: Literal["class", "mean"] | None = None
+    """For vit: what the head reads: class, a token beside the patches, or mean, of the patches;
+    null: class."""
+    classes: int | None = None
+    """For vit: classes that there is room for; null: as many as the data have, filled in by a
+    run."""
     dropout: float = 0.0
     """Probability of dropping an activation in training, 0 to 1 (1 excluded)."""
     vocab_size: int | None = None
-    """Token ids that there is room for; null: as many as the data have, or some more, up to the
-    next multiple of 64. A run fills it in."""
+    """For gpt and llama: token ids that there is room for; null: as many as the data have, or some
+    more, up to the next multiple of 64. A run fills it in."""
     tied: bool = False
     """Whether the output shares the embedding's vectors, although they lie on different ranks."""
 
@@ -73,6 +92,11 @@ class ModelConfig:
         """
         return -(-ids // _MULTIPLE) * _MULTIPLE if self.vocab_size is None else self.vocab_size
 
+    @property
+    def reads(self) -> Literal["tokens", "images"]:
+        """What its inputs are."""
+        return "images" if self.network == "vit" else "tokens"
+
     def problems(self) -> Iterator[str]:
         """What is wrong with these settings, whatever the others are; a line each."""
         sizes = {
@@ -82,9 +106,10 @@ class ModelConfig:
             "model.kv_heads": self.kv_heads,
             "model.hidden": self.hidden,
             "model.positions": self.positions,
+            "model.patch_size": self.patch_size,
         }
         yield from below(1, sizes)
-        yield from below(2, {"model.vocab_size": self.vocab_size})
+        yield from below(2, {"model.vocab_size": self.vocab_size, "model.classes": self.classes})
         yield from no_share({"model.dropout": self.dropout})
         yield from not_positive(
             {"model.rotary_theta": self.rotary_theta, "model.norm_eps": self.norm_eps}
@@ -95,14 +120,17 @@ class ModelConfig:
                 f" {either(nearest_multiples(self.width, self.heads))}, or another number of heads."
             )
         hidden = self.hidden_features
-        if self.network == "gpt" and min(self.width, hidden) > 0 and hidden % self.width:
+        if self.network != "llama" and min(self.width, hidden) > 0 and hidden % self.width:
             near = either(nearest_multiples(hidden, self.width))
-            yield f"model.hidden: got {hidden}, for gpt a multiple of model.width; try {near}."
+            yield (
+                f"model.hidden: got {hidden}, for {self.network} a multiple of model.width; try"
+                f" {near}."
+            )
         for name, networks in _ONLY.items():
-            if self.network not in networks and getattr(self, name) is not None:
+            if self.network not in networks and (got := getattr(self, name)) not in (None, False):
                 yield (
-                    f"model.{name}: got {getattr(self, name)}; only {' and '.join(networks)} has"
-                    " that. Set it to null."
+                    f"model.{name}: got {got!r}; {self.network} has none, only"
+                    f" {' and '.join(networks)}. Leave it out."
                 )
         yield from self._kv_problems()
 

@@ -21,6 +21,7 @@ def validate(config: Config) -> Config:
     """
     problems = [
         *(problem for part in config.components.values() for problem in part.problems()),
+        *_reading(config),
         *_vocabulary(config),
         *_positions(config),
         *_warmup(config),
@@ -32,6 +33,18 @@ def validate(config: Config) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _reading(config: Config) -> Iterator[str]:
+    model, source = config.model, config.data.source
+    if (model.reads == "images") != (source == "arrays"):
+        wanted = "arrays" if model.reads == "images" else "any other than arrays"
+        yield (
+            f"data.source: got {source!r}, but model.network = {model.network!r} reads"
+            f" {model.reads}; expected {wanted}."
+        )
+    if config.pipeline.sequence_parallel and model.reads == "images":
+        yield "pipeline.sequence_parallel: got true; vit does not cut patches. Leave it out."
 
 
 def _vocabulary(config: Config) -> Iterator[str]:
@@ -89,7 +102,8 @@ def _tensor(config: Config) -> Iterator[str]:
     else:
         shared = {"model.heads": model.heads}
     shared["model.hidden"] = model.hidden_features
-    shared["model.vocab_size"] = model.vocabulary()
+    if model.reads == "tokens":
+        shared["model.vocab_size"] = model.vocabulary()
     if pipeline.sequence_parallel:
         shared["data.sequence_length"] = config.data.sequence_length
     for name, number in shared.items():

@@ -9,7 +9,7 @@ from jaxpipe.convert import gpt2, llama
 from jaxpipe.convert.rules import Rule, padded
 from jaxpipe.errors import ConvertError, nearest
 from jaxpipe.layers import build_layers
-from jaxpipe.models import GPTConfig, LlamaConfig
+from jaxpipe.models import GPTConfig, LlamaConfig, ViTConfig
 from jaxpipe.models import gpt as gpt_layers
 from jaxpipe.models import llama as llama_layers
 
@@ -85,7 +85,8 @@ def family_of(model: Any) -> Family:
 
 def describe_model(config: Any) -> dict[str, Any]:
     """A model's sizes, for the metadata of a checkpoint."""
-    return {"family": family_of(config).name, **dataclasses.asdict(config)}
+    name = "vit" if isinstance(config, ViTConfig) else family_of(config).name
+    return {"family": name, **dataclasses.asdict(config)}
 
 
 def described_model(metadata: Mapping[str, Any], where: Path) -> Any:

@@ -6,12 +6,15 @@ from jaxpipe.data.arrays import read_arrays as read_arrays
 from jaxpipe.data.batches import Batch as Batch
 from jaxpipe.data.batches import Batches as Batches
 from jaxpipe.data.batches import Samples as Samples
+from jaxpipe.data.batches import Sides as Sides
 from jaxpipe.data.batches import spread as spread
 from jaxpipe.data.bigram import Bigram as Bigram
 from jaxpipe.data.bigram import fit_bigram as fit_bigram
 from jaxpipe.data.config import DataConfig as DataConfig
 from jaxpipe.data.corpus import Corpus as Corpus
 from jaxpipe.data.corpus import read_corpus as read_corpus
+from jaxpipe.data.dataset import Dataset as Dataset
+from jaxpipe.data.dataset import read_data as read_data
 from jaxpipe.data.documents import Document as Document
 from jaxpipe.data.documents import Documents as Documents
 from jaxpipe.data.samples import TokenSamples as TokenSamples

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpipe.data.batches import Batch
+from jaxpipe.data.batches import Batch, Sides
+from jaxpipe.data.config import DataConfig
 from jaxpipe.data.corpus import is_held_out
 from jaxpipe.errors import DataError, nearest
 
@@ -43,6 +44,11 @@ class Arrays(NamedTuple):
             f"data: {len(self.training):,} samples [{shape}] to train on, {len(self.held_out):,}"
             f" held out, {what}"
         )
+
+    def samples(self, config: DataConfig) -> Sides:
+        """Both sides; nothing of the configuration changes them."""
+        del config
+        return Sides(self.training, self.held_out)
 
 
 class ArraySamples:

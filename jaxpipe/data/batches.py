@@ -5,7 +5,7 @@ number has to be stored to go on, and neither processes nor their number change 
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -20,6 +20,13 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Batch: ...
+
+
+class Sides(NamedTuple):
+    """Samples to train on, and samples to evaluate on."""
+
+    training: Samples
+    held_out: Samples
 
 
 _THREADS, _AHEAD = 4, 8  # that read samples; batches that wait

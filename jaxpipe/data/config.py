@@ -1,4 +1,4 @@
-"""What to train on, how it becomes tokens, and these samples."""
+"""What to train on, and how it becomes samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from jaxpipe.data.tokenizer import MOST_BYTES
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text, its tokens, and the samples they make."""
+    """The text, its tokens, and the samples they make; or arrays of samples."""
 
     source: Literal[
-        "text", "jsonl", "parquet", "arrayrecord", "huggingface", "tokens", "synthetic"
+        "text", "jsonl", "parquet", "arrayrecord", "huggingface", "tokens", "synthetic", "arrays"
     ] = "text"
     """What there is: text, a document in each file; jsonl, parquet or arrayrecord, a document in
     each line, row or record; huggingface, a folder that datasets' save_to_disk wrote; tokens, which
-    are ids already; synthetic, random ids."""
+    are ids already; synthetic, random ids; arrays, NumPy's inputs and targets (images and their
+    classes, say) in a .npz or a folder of .npy."""
     path: str | None = None
     """A file, or a folder with files below it; null is the standard library of the Python that runs
     jaxpipe, its *.py files."""
@@ -29,7 +30,8 @@ class DataConfig:
     held_out: str | None = None
     """A file or folder like path, to evaluate on; null: part of path is held out."""
     held_out_fraction: float = 0.05
-    """Share of the documents that is never trained on, between 0 and 1 (both excluded)."""
+    """Share of the documents, or samples of arrays, that is never trained on, between 0 and 1 (both
+    excluded)."""
     tokenizer: str = "bytes"
     """bytes; or a tokenizer.json as Hugging Face has them; or train: byte-level BPE, learnt from
     the text that is trained on."""
@@ -41,18 +43,29 @@ class DataConfig:
     """How documents fill samples: stream, one after another; packed, likewise, but none sees
     another; padded, each has samples of its own."""
     sequence_length: int = 128
-    """Tokens that a sample shows the model; it predicts the next token after each of them."""
+    """Tokens that a sample shows the model; it predicts the next token after each of them. Samples
+    of arrays are as long as they are."""
     cache: str | None = None
     """Folder for the tokens, which are made once; null: tokens/ in the folder of all runs."""
     fingerprint: str | None = None
-    """Hash of the tokens. A run fills it in; where it is set, other data is refused."""
+    """Hash of the data. A run fills it in; where it is set, other data is refused."""
 
     FREE = ()
 
     @property
     def is_text(self) -> bool:
         """Whether a tokenizer has to make the tokens."""
-        return self.source not in ("tokens", "synthetic")
+        return self.source not in ("tokens", "synthetic", "arrays")
+
+    @property
+    def unit(self) -> Literal["tokens", "samples"]:
+        """What a run counts."""
+        return "samples" if self.source == "arrays" else "tokens"
+
+    @property
+    def units_per_sample(self) -> int:
+        """How many of these a sample has."""
+        return 1 if self.unit == "samples" else self.sequence_length
 
     def problems(self) -> Iterator[str]:
         """What is wrong with these settings, whatever the others are; a line each."""
@@ -62,6 +75,11 @@ class DataConfig:
             yield f"data.held_out_fraction: got {self.held_out_fraction}, expected between 0 and 1."
         if self.skip_bad < 0:
             yield f"data.skip_bad: got {self.skip_bad}, expected at least 0."
+        if self.source == "arrays":
+            made = {"tokenizer": "bytes", "vocab_size": None, "packing": "stream"}
+            for name, default in made.items():
+                if (got := getattr(self, name)) != default:
+                    yield f"data.{name}: got {got!r}; arrays make no tokens. Leave it out."
         if self.path is None and self.source not in ("text", "synthetic"):
             yield f"data.path: got null, expected a file or a folder of {self.source}."
         ids = self.vocab_size

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from jaxpipe.data.batches import Sides
 from jaxpipe.data.config import DataConfig
 from jaxpipe.data.documents import Document, Documents, Kind
+from jaxpipe.data.samples import TokenSamples
 from jaxpipe.data.tokenizer import Bytes, Subwords, Tokenizer, train_subwords
 from jaxpipe.data.tokens import Tokens, TokenWriter, open_raw, open_tokens, part_of, write_tokens
 from jaxpipe.errors import DataError
@@ -51,6 +53,16 @@ class Corpus(NamedTuple):
     def vocab_size(self) -> int:
         """Ids are below it."""
         return self.training.vocab_size
+
+    @property
+    def num_classes(self) -> int:
+        """Of targets, which are ids."""
+        return self.vocab_size
+
+    def samples(self, config: DataConfig) -> Sides:
+        """Both sides as samples of one length, packed as the configuration says."""
+        made = lambda tokens: TokenSamples(tokens, config.sequence_length, config.packing)
+        return Sides(made(self.training), made(self.held_out))
 
 
 def read_corpus(

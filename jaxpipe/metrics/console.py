@@ -20,11 +20,13 @@ from rich.progress import (
 _FORMATS = {
     "loss": "loss {:.4f}",
     "held_out_loss": "held-out loss {:.4f}",
+    "held_out_accuracy": "held-out accuracy {:.1%}",
     "learning_rate": "lr {:.2e}",
     "grad_norm": "grad norm {:.3f}",
     "loss_scale": "loss scale {:g}",
     "skipped": "skipped {:.0f}",
     "tokens_per_second": "{:,.0f} tokens/s",
+    "samples_per_second": "{:,.0f} samples/s",
 }
 
 
@@ -134,8 +136,9 @@ class LiveConsole:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows the speed in the bar, and an evaluation above it."""
-        if "tokens_per_second" in scalars:
-            self._speed = describe({"tokens_per_second": scalars["tokens_per_second"]})
+        speed = {name: x for name, x in scalars.items() if name.endswith("s_per_second")}
+        if speed:
+            self._speed = describe(speed)
         if "held_out_loss" in scalars:
             self.note(f"step {step}: {describe(scalars)}")
 

@@ -42,6 +42,7 @@ class Report:
         sinks: Sinks,
         *,
         tokens_per_step: int,
+        unit: str = "tokens",
         log_interval: int,
         learning_rates: Sequence[float],
         most_skipped: int = 0,
@@ -53,7 +54,8 @@ class Report:
           console: shows every step.
           sinks: get the metrics of the steps that `log_interval` divides, of the first step, and
             of one whose loss is not finite.
-          tokens_per_step: for the speed.
+          tokens_per_step: for the speed; or samples, where these are the `unit`.
+          unit: what the speed counts.
           log_interval: steps between two lines.
           learning_rates: of each step, the first one's first.
           most_skipped: how many steps in a row may have been skipped.
@@ -61,6 +63,7 @@ class Report:
         """
         self._console, self._sinks = console, sinks
         self._tokens_per_step, self._log_interval = tokens_per_step, log_interval
+        self._speed = f"{unit}_per_second"
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
         self._spike, self._losses = spike, deque[float](maxlen=_REMEMBERED)
         self._pending: tuple[int, Mapping[str, Any]] | None = None
@@ -145,7 +148,7 @@ class Report:
         if int(metrics["skipped"]):
             scalars["skipped"] = float(metrics["skipped"])
         if self._throughput is not None:
-            scalars["tokens_per_second"] = self._throughput.read()
+            scalars[self._speed] = self._throughput.read()
         self._write(step, {**scalars, "seconds": self._seconds()})
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:

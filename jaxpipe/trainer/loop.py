@@ -17,7 +17,7 @@ import jax
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import RunDirectory, by_field
 from jaxpipe.crashes import Crashes
-from jaxpipe.data import Batch, Batches, Corpus
+from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report
@@ -36,7 +36,7 @@ from jaxpipe.watch import Watchdog, last_hang
 def train(
     engine: Engine,
     folder: RunDirectory,
-    corpus: Corpus,
+    dataset: Dataset,
     console: Console,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
@@ -49,9 +49,9 @@ def train(
     trainer = folder.config.trainer
     sections = Sections() if sections is None else sections
     rows = engine.local_rows(trainer.batch_size)
-    batches = batches_of(folder.config, corpus, rows)
-    held_out = held_out_batches(folder.config, corpus)
-    bigram_loss = bigram_loss_of(corpus, held_out)
+    batches = batches_of(folder.config, dataset, rows)
+    held_out = held_out_batches(folder.config, dataset)
+    bigram_loss = bigram_loss_of(dataset, held_out)
     held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
     example = batches[1]
     plan = str(engine.partition(example)), str(engine.schedule)
@@ -80,7 +80,7 @@ def train(
             console.note(f"a save that was never finished is cleared: {path}")
         if (checkpoints.latest() or 0) < trainer.steps:
             checkpoints.check_room(engine.abstract_state(example))
-        said = about(engine, folder.config, engine.partition(example), corpus)
+        said = about(engine, folder.config, engine.partition(example), dataset)
         run = _Run(
             engine, folder, batches, held_out, bigram_loss, checkpoints, said, console,
             should_stop, processes, crashes, sections,
@@ -183,7 +183,7 @@ class _Run(NamedTuple):
             return self._steps(at, report)
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
-        trainer, state, held_out_loss = self.folder.config.trainer, at.state, math.nan
+        trainer, state, held_out = self.folder.config.trainer, at.state, None
         step, stop, batches = at.step, False, self.batches.from_(at.batch)
         for step in range(at.step + 1, trainer.steps + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
@@ -193,35 +193,40 @@ class _Run(NamedTuple):
                 state, metrics = self.engine.train_batch(state, batch)
                 report.step(step, metrics)
                 stop = self._stops()
-            last, metric = step == trainer.steps, None
+            last, found = step == trainer.steps, None
             if (last or step % trainer.eval_interval == 0) and not stop:
                 with report.paused():
-                    metric = self._evaluated(step, state)
-                stop = metric is None
-                if metric is not None:
-                    held_out_loss = metric
-                    others = {} if self.bigram_loss is None else {"bigram_loss": self.bigram_loss}
-                    report.held_out(step, metric, **others)
+                    found = self._evaluated(step, state)
+                stop = found is None
+                if found is not None:
+                    held_out = found
+                    report.held_out(step, found["loss"], **self._beside(found))
             if stop or last or step % trainer.checkpoint_interval == 0:
                 with report.paused():
-                    self._save(step, state, metric, number + 1)
+                    self._save(step, state, (found or {}).get("loss"), number + 1)
             for failure in self.checkpoints.failures():
                 self.console.note(f"NOT SAVED: {failure}")
             if stop:
                 break
         if step == at.step:  # an earlier run did it all
-            held_out_loss = self._evaluated(step, state)
-            stop = held_out_loss is None
+            held_out = self._evaluated(step, state)
+            stop = held_out is None
         with self.sections.enter("save", step):
             self.checkpoints.wait()
         path, ending = self.checkpoints.path(step), "interrupted" if stop else "finished"
-        loss = math.nan if held_out_loss is None or stop else held_out_loss
-        return Outcome(ending, step, path, loss, self.bigram_loss)
+        known = {} if held_out is None or stop else held_out
+        loss, accuracy = known.get("loss", math.nan), known.get("accuracy")
+        return Outcome(ending, step, path, loss, self.bigram_loss, accuracy)
+
+    def _beside(self, found: Mapping[str, float]) -> dict[str, float]:
+        """What is told of an evaluation besides its loss."""
+        others = {f"held_out_{name}": mean for name, mean in found.items() if name != "loss"}
+        return others if self.bigram_loss is None else others | {"bigram_loss": self.bigram_loss}
 
     def _stops(self) -> bool:
         return self.processes.stop_together(self.should_stop())
 
-    def _evaluated(self, step: int, state: TrainState) -> float | None:
+    def _evaluated(self, step: int, state: TrainState) -> dict[str, float] | None:
         with self.sections.enter("evaluation", step):
             return evaluate(self.engine, state, self.held_out, self._stops)
 

@@ -11,8 +11,9 @@ class Outcome(NamedTuple):
       ending: whether the last step was reached.
       step: steps that are done.
       checkpoint: the newest checkpoint.
-      held_out_loss: nats per token on the held-out data; NaN for a run that was stopped.
+      held_out_loss: nats per token, or class, on the held-out data; NaN for a run that was stopped.
       bigram_loss: the same of a byte-bigram model, on the same bytes; None for other tokens.
+      held_out_accuracy: share of the held-out samples that were classified rightly; None for text.
     """
 
     ending: Literal["finished", "interrupted"]
@@ -20,3 +21,4 @@ class Outcome(NamedTuple):
     checkpoint: Path
     held_out_loss: float
     bigram_loss: float | None
+    held_out_accuracy: float | None = None

@@ -25,7 +25,8 @@ def reporting(folder: RunDirectory, console: Console, start: int, writes: bool) 
         yield Report(
             console,
             sinks,
-            tokens_per_step=trainer.batch_size * config.data.sequence_length,
+            tokens_per_step=trainer.batch_size * config.data.units_per_sample,
+            unit=config.data.unit,
             log_interval=trainer.log_interval,
             learning_rates=np.asarray(rates).tolist(),
             most_skipped=trainer.most_skipped,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, Resume, choose, validate
 from jaxpipe.metrics import Console, NoConsole, console_for
-from jaxpipe.prepare import corpus_of, resolved
+from jaxpipe.prepare import dataset_of, resolved
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.trainer.facts import facts_of
 from jaxpipe.trainer.loop import train
@@ -39,12 +39,12 @@ def run(
     validate(config)
     if console is None:
         console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
-    corpus = corpus_of(config, console.note, processes)
-    config = resolved(config, corpus)
+    dataset = dataset_of(config, console.note, processes)
+    config = resolved(config, dataset)
     folder = choose(config, resume)
     # Also so that all have chosen a folder before the first process changes it.
-    processes.compare(facts_of(folder, corpus))
-    console.note(str(corpus))
+    processes.compare(facts_of(folder, dataset))
+    console.note(str(dataset))
     for change in folder.changes:
         console.note(f"changed: {change}")
-    return train(build_engine(config), folder, corpus, console, should_stop, processes)
+    return train(build_engine(config), folder, dataset, console, should_stop, processes)
