@@ -55,6 +55,11 @@ def test_the_shipped_file_names_and_explains_every_field():
     assert read(SHIPPED) == Config()  # it spells the defaults out
 
 
+@pytest.mark.parametrize("path", sorted(SHIPPED.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_file_can_run(path):
+    assert validate(read(path)).run.name == path.stem
+
+
 def test_all_mistakes_are_listed_at_once_with_their_lines():
     text = """
 model:

@@ -6,6 +6,9 @@ from types import ModuleType
 
 import pytest
 
+from jaxpipe.config import read
+from jaxpipe.data import read_arrays
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -40,10 +43,19 @@ def test_ones_own_train_step_learns(capsys):
     assert "gradient norm" in capsys.readouterr().out
 
 
+def test_digits_become_arrays_that_a_configuration_trains_on(tmp_path):
+    arrays = read_arrays(load("digits_to_arrays").main(tmp_path / "data" / "digits.npz"))
+    assert len(arrays.training) + len(arrays.held_out) == 1797 and arrays.num_classes == 10
+    inputs = arrays.training.fields["inputs"]
+    assert inputs.shape[1:] == (8, 8) and (inputs.min(), inputs.max()) == (0, 1)
+    config = read(EXAMPLES.parent / "configs" / "vit-digits.yaml")
+    assert (config.data.source, config.data.path) == ("arrays", "data/digits.npz")
+
+
 def test_all_are_short_and_tested():
     examples = sorted(EXAMPLES.glob("*.py"))
     tested = Path(__file__).read_text()
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         assert f'load("{example.stem}")' in tested
         assert len(example.read_text().splitlines()) <= 70
