@@ -41,6 +41,12 @@ class DataError(JaxpipeError):
     """Text, tokens or records that cannot be read, or are none that can be trained on."""
 
 
+class DataTimeoutError(DataError):
+    """Data that do not come; another start may find them."""
+
+    exit_code = 1
+
+
 class MeshError(JaxpipeError):
     """A mesh without the axes or the devices that are needed."""
 

@@ -91,7 +91,8 @@ def _with_room(model: ModelConfig, dataset: Dataset) -> ModelConfig:
 def batches_of(config: Config, dataset: Dataset, rows: slice = slice(None)) -> Batches:
     """These rows of the batches to train on."""
     trainer, samples = config.trainer, dataset.samples(config.data)
-    return Batches(samples.training, trainer.batch_size, seed=trainer.seed, rows=rows)
+    name = f"data.source {config.data.source}, data.path {config.data.path}"
+    return Batches(samples.training, trainer.batch_size, seed=trainer.seed, rows=rows, name=name)
 
 
 def held_out_batches(config: Config, dataset: Dataset) -> list[Batch]:

@@ -18,7 +18,7 @@ partition
 losses mesh simulate_devices batch zero loss_scale processes
 tensor feed gather
 layers
-model jaxpr watch
+model jaxpr watch signals
 costs
 storage
 slicing

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from jaxpipe import cli
 from jaxpipe.cli.main import COMMANDS
-from jaxpipe.cli.train import Train, stop_signals
+from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, RunConfig
 from jaxpipe.schedules import NAMES, Costs, Lockstep, by_name, dump, pictures, simulate
 from jaxpipe.schedules.cost_text import parse_costs
@@ -313,17 +312,6 @@ def test_mistakes_are_found_before_anything_starts(tmp_path, capsys):
     assert code == 2
     assert "try 24 or 32" in err
     assert "try width 96 or 104" in err
-
-
-def test_the_first_signal_asks_and_the_second_interrupts(capfd):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop_signals() as asked:
-        assert not asked
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked == [signal.SIGTERM]
-        assert "stopping after this step" in capfd.readouterr().err
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 PRINT_DEVICES = (

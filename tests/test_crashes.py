@@ -9,12 +9,12 @@ import time
 from typing import Any
 
 import pytest
-from pretended import a_config, losses_of, pretended, saved_steps, trained
+from pretended import a_config, after, losses_of, pretended, saved_steps, trained
 
-from jaxpipe.checkpoint import writer
-from jaxpipe.cli.train import stop_signals
+from jaxpipe.checkpoint import Checkpoints, writer
 from jaxpipe.crashes import FILE, CrashLoop
 from jaxpipe.errors import CheckpointError, ConfigError
+from jaxpipe.signals import stop_signals
 
 
 def failing(step: int, error: Exception | None = None) -> Any:
@@ -147,6 +147,43 @@ def test_a_signal_while_the_last_state_is_evaluated_leaves_that_to_the_next_star
     assert (outcome.ending, outcome.step) == ("interrupted", 8)
     outcome, _ = trained(config)
     assert outcome.ending == "finished" and outcome.held_out_loss > 0
+
+
+def test_a_signal_while_it_restores_ends_without_another_step(tmp_path, text, monkeypatch):
+    config = a_config(tmp_path, steps=400, checkpoint_interval=400, eval_interval=400)
+    trained(config, should_stop=after(5))
+    read = Checkpoints.restore
+
+    def signal_and_read(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)  # as SLURM warns, for example
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, "restore", signal_and_read)
+    outcome, _ = signalled(config, failing(1)[0])
+    assert (outcome.ending, outcome.step) == ("interrupted", 5)
+    assert outcome.checkpoint.is_dir() and saved_steps(config) == [5]
+
+
+def test_a_second_signal_ends_at_once_and_leaves_no_part_of_a_checkpoint(
+    tmp_path, text, monkeypatch
+):
+    sums = writer.sums
+
+    def signal_twice(folder):
+        if folder.name.endswith("6"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return sums(folder)
+
+    monkeypatch.setattr(writer, "sums", signal_twice)
+    config = a_config(tmp_path, steps=5000, checkpoint_interval=6, eval_interval=5000)
+    with pytest.raises(KeyboardInterrupt):
+        signalled(config, pretended())
+    assert saved_steps(config) == []
+    monkeypatch.undo()
+    outcome, printed = trained(dataclasses.replace(config, trainer=a_config(tmp_path).trainer))
+    assert outcome.ending == "finished" and "never finished is cleared" in printed
 
 
 def test_a_signal_while_it_saves_ends_with_both_states_saved(tmp_path, text, monkeypatch):

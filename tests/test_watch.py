@@ -1,17 +1,29 @@
 """The watchdog: processes that live but do not go on end, and say where they were."""
 
+import dataclasses
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pretended import a_config, after, trained
 
+from jaxpipe.config import WatchConfig, by_field, read
+from jaxpipe.crashes import Crashes, CrashLoop
+from jaxpipe.data import TokenSamples
+from jaxpipe.data.waiting import waited_for
+from jaxpipe.errors import DataTimeoutError
+from jaxpipe.processes.facts import code_facts
 from jaxpipe.sections import Sections
-from jaxpipe.watch import FILE, Watchdog, last_hang
+from jaxpipe.watch import FILE, Hang, Watchdog, last_hang
 
 REPOSITORY = Path(__file__).parents[1]
 STUCK = """
@@ -94,6 +106,58 @@ def test_whoever_crashed_has_not_hung_but_its_stacks_are_there(tmp_path):
     (tmp_path / "watch" / "1.doing.json").write_text("")  # a disk was full
     assert last_hang(tmp_path) is None
     assert [path.name for path in (tmp_path / "watch").iterdir()] == ["0.stacks"]
+
+
+def test_a_loader_that_does_not_answer_is_named(tmp_path, text, monkeypatch):
+    config = a_config(tmp_path, steps=40)
+    config = dataclasses.replace(config, watch=WatchConfig(data=0.5))
+    get, waits = TokenSamples.__getitem__, threading.Event()
+
+    def read_a_few(samples, index):
+        if threading.current_thread() is not threading.main_thread() and next(reads) > 20:
+            waits.wait()
+        return get(samples, index)
+
+    reads = itertools.count()
+    monkeypatch.setattr(TokenSamples, "__getitem__", read_a_few)
+    with pytest.raises(DataTimeoutError) as caught:
+        trained(config)
+    waits.set()
+    assert caught.value.exit_code == 1
+    place = re.escape(str(tmp_path / "text"))
+    assert re.match(
+        rf"step (\d+): batch \1 of data.source text, data.path {place} did not come within 0.5 s",
+        str(caught.value),
+    )
+    assert not (tmp_path / "runs" / "run" / FILE).exists()
+
+
+def test_batches_that_are_waited_for_are_the_same_and_so_are_their_errors():
+    def batches():
+        yield from ({"x": np.array(n)} for n in range(3))
+        raise KeyError("bad")
+
+    found = waited_for(batches, 5, str)
+    assert [int(next(found)["x"]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="bad"):
+        next(found)
+    ends = waited_for(lambda: iter([{"x": np.array(1)}]), 5, str)
+    assert len(list(ends)) == 1
+
+
+def test_a_run_that_hangs_three_times_in_one_step_is_not_started_again(tmp_path, text):
+    config, folder = a_config(tmp_path), tmp_path / "runs" / "run"
+    outcome, _ = trained(config, should_stop=after(3))
+    assert outcome.step == 3
+    as_now = Crashes(folder, by_field(read(folder / "config.yaml")) | code_facts())
+    for start in range(3):
+        facts = {"facts": as_now.facts}
+        Hang(0, "step", 4, 600.0, 600.0, f"hang {start}", "now", "", facts=facts).write(folder)
+        if start < 2:
+            outcome, printed = trained(config, should_stop=after(1))
+            assert f"the last start did not go on: hang {start}" in printed
+    with pytest.raises(CrashLoop, match="3 starts have all ended in step 4 with a hang in step: h"):
+        trained(config)
 
 
 def test_a_watchdog_leaves_when_something_fails(tmp_path):

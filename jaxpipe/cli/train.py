@@ -1,11 +1,8 @@
 """`jaxpipe train CONFIG`."""
 
-import contextlib
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +11,7 @@ import tyro
 
 from jaxpipe.config import Config, Resume, validate
 from jaxpipe.processes import INTERRUPTED, Launch, Processes, start_processes
+from jaxpipe.signals import stop_signals
 from jaxpipe.simulate_devices import simulate_devices
 
 if TYPE_CHECKING:  # it loads JAX, which must not be before devices are simulated
@@ -81,27 +79,3 @@ def _told(outcome: "Outcome") -> str:
     if outcome.bigram_loss is not None:
         return f"{loss} nats per byte (byte bigram {outcome.bigram_loss:.4f})"
     return f"{loss} nats per token"
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C or SIGTERM asks for an orderly end, and the second ends at once.
-
-    Yields:
-      The signals that have come.
-    """
-    asked: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-        # A handler may come in the middle of a print, and print must not be entered twice.
-        os.write(2, b"\njaxpipe: stopping after this step; once more to stop at once\n")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

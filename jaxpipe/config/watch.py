@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from jaxpipe.config.ranges import not_positive
 
+_LATER = 30.0  # seconds
+
 
 @dataclass(frozen=True)
 class WatchConfig:
@@ -17,7 +19,7 @@ class WatchConfig:
     compile: float | None = 3600.0
     """The first step, which is compiled."""
     data: float | None = 300.0
-    """The wait for the next batch."""
+    """The wait for the next batch; then the run ends with an error that names it."""
     step: float | None = 600.0
     """Any other step."""
     evaluation: float | None = 3600.0
@@ -33,8 +35,12 @@ class WatchConfig:
     @property
     def limits(self) -> dict[str, float | None]:
         """Seconds by the names of sections."""
-        return dataclasses.asdict(self)
+        limits = dataclasses.asdict(self)
+        if self.data is not None:  # an error that says what did not come is to be first
+            limits["data"] = self.data + _LATER
+        return limits
 
     def problems(self) -> Iterator[str]:
         """What is wrong with these settings; a line each."""
-        yield from not_positive({f"watch.{name}": limit for name, limit in self.limits.items()})
+        limits = dataclasses.asdict(self)
+        yield from not_positive({f"watch.{name}": limit for name, limit in limits.items()})

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from jaxpipe.data.waiting import waited_for
 from jaxpipe.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -41,6 +42,7 @@ class Batches:
       seed: of the order.
       rows: which of them this process gets; by default all.
       shuffle: whether the order is random.
+      name: of the samples, for messages.
 
     Raises:
       DataError: there are no samples.
@@ -58,6 +60,7 @@ class Batches:
         seed: int,
         rows: slice = slice(None),
         shuffle: bool = True,
+        name: str = "the samples",
     ) -> None:
         import grain
 
@@ -65,6 +68,7 @@ class Batches:
             raise DataError("there are no samples; expected at least one.")
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}; expected at least 1.")
+        self._name = name
         self.num_samples, self._size = len(samples), batch_size
         self._rows = range(batch_size)[rows]
         ordered = grain.MapDataset.source(cast(Any, samples)).seed(seed)
@@ -79,12 +83,23 @@ class Batches:
         rows = [self._ordered[first + row] for row in self._rows]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def from_(self, number: int) -> Iterator[Batch]:
-        """Batches from that number on; the next ones are read meanwhile, by threads."""
+    def from_(self, number: int, patience: float | None = None) -> Iterator[Batch]:
+        """Batches from that number on; the next ones are read meanwhile, by threads.
+
+        Args:
+          number: of the first.
+          patience: seconds to wait for each; None: for ever.
+
+        Raises:
+          DataTimeoutError: one does not come in time.
+        """
         import grain
 
         numbers = grain.MapDataset.range(number, 2**62).map(self.__getitem__)
-        return iter(numbers.to_iter_dataset(self._options))
+        read = lambda: iter(numbers.to_iter_dataset(self._options))
+        if patience is None:
+            return read()
+        return waited_for(read, patience, lambda n: f"batch {number + n} of {self._name}")
 
     def epoch(self, number: int) -> float:
         """How often all samples were used before the batch of that number."""

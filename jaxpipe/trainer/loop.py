@@ -19,6 +19,7 @@ from jaxpipe.config import RunDirectory, by_field
 from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
+from jaxpipe.errors import DataTimeoutError
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report
 from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
@@ -184,11 +185,13 @@ class _Run(NamedTuple):
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
         trainer, state, held_out = self.folder.config.trainer, at.state, None
-        step, stop, batches = at.step, False, self.batches.from_(at.batch)
-        for step in range(at.step + 1, trainer.steps + 1):
+        batches = self.batches.from_(at.batch, self.folder.config.watch.data)
+        # Asked already, while it was restored: there is nothing new to save.
+        step, stop = at.step, at.step > 0 and self._stops()
+        end = at.step if stop else trainer.steps
+        for step in range(at.step + 1, end + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
-            with self.sections.enter("data", step):
-                batch = next(batches)
+            batch = self._next(batches, step)
             with self.sections.enter("compile" if step == at.step + 1 else "step", step):
                 state, metrics = self.engine.train_batch(state, batch)
                 report.step(step, metrics)
@@ -208,7 +211,7 @@ class _Run(NamedTuple):
                 self.console.note(f"NOT SAVED: {failure}")
             if stop:
                 break
-        if step == at.step:  # an earlier run did it all
+        if step == at.step and not stop:  # an earlier run did it all
             held_out = self._evaluated(step, state)
             stop = held_out is None
         with self.sections.enter("save", step):
@@ -222,6 +225,13 @@ class _Run(NamedTuple):
         """What is told of an evaluation besides its loss."""
         others = {f"held_out_{name}": mean for name, mean in found.items() if name != "loss"}
         return others if self.bigram_loss is None else others | {"bigram_loss": self.bigram_loss}
+
+    def _next(self, batches: Iterator[Batch], step: int) -> Batch:
+        with self.sections.enter("data", step):
+            try:
+                return next(batches)
+            except DataTimeoutError as error:
+                raise DataTimeoutError(f"step {step}: {error}") from None
 
     def _stops(self) -> bool:
         return self.processes.stop_together(self.should_stop())
