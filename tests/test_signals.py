@@ -46,6 +46,7 @@ def test_the_second_also_ends_what_hears_of_no_signal():
     how = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, **how) as process:  # pyright: ignore[reportCallIssue, reportArgumentType]
         assert process.stdout and process.stdout.readline() == "deaf\n"
+        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGUSR1)  # at the same time: the same one
         time.sleep(1.5)
