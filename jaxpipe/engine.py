@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.compiler_options import CompilerOptions
+from jaxpipe.decoding import Decoder
 from jaxpipe.executor.program import Program
 from jaxpipe.loss_scale import LossScale, resolve_loss_scale
 from jaxpipe.machine import Machine
@@ -47,6 +48,9 @@ class Engine(NamedTuple):
         be called inside `jax.jit`. `grads` is placed as the trainable part of `params` is, and cut
         from ZeRO stage 2 on. `scale` is for an engine with a loss scale, whose first one is used by
         default; `grads` come divided by it.
+      decoder: `(*, num_microbatches, rows, capacity) -> Decoder`, which takes prompts through the
+        pipeline and goes on with them; `jaxpipe.generate` does so with text. Needs `partition` or
+        `init` to have run once.
       place: `{layer name: tree} -> params`, placed. Needs `partition` or `init` to have run once.
       logical: the way back, for parameters, gradients and optimizer states; every process gets
         all of it, in its own memory.
@@ -72,6 +76,7 @@ class Engine(NamedTuple):
     eval_batch: Callable[[TrainState, Batch], Metrics]
     predict: Callable[[TrainState, Batch], PyTree]
     value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
+    decoder: Callable[..., Decoder]
     place: Callable[[Logical], Placed]
     logical: Callable[[Placed], PyTree]
     local_rows: Callable[[int], slice]

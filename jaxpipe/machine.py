@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpipe.batch import check_ids, microbatch_spec
 from jaxpipe.compiler_options import CompilerOptions, merged, preset
+from jaxpipe.decoding import Decoder
 from jaxpipe.errors import JaxpipeError, OptimizerError
 from jaxpipe.executor.lower import lower
 from jaxpipe.executor.program import Program
@@ -355,6 +356,17 @@ class Machine:
             return self._on_mesh(run, specs_in, specs_out)
 
         return whole(self._jit("predict", batch, make)(state.params, batch))
+
+    def decoder(self, *, num_microbatches: int, rows: int, capacity: int) -> Decoder:  # noqa: D102
+        settled = self._seen("decoder")
+        key = ("decoder", num_microbatches, rows, capacity)
+        if key not in self._cache:
+            self._cache[key] = Decoder(
+                self._model, self._mesh, settled.layout, settled.partition,
+                settled.schedule.placement, num_microbatches, rows, capacity,
+                self._settings.in_turn, self._settings.fill, self.compiler_options() or None,
+            )  # fmt: skip
+        return self._cache[key]
 
     def _output_spec(self, local: Any, whole: Any) -> PartitionSpec:
         """How an output `[rows, ...]` lies on the mesh: what is cut shows in its shape."""

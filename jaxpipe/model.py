@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpipe.batch import check_fields, split_microbatches
+from jaxpipe.cache import Cache, decoding
 from jaxpipe.errors import JaxpipeError, LayerError, LossError
 from jaxpipe.layers import Layer, LayerLike, build_layers
 from jaxpipe.layers.boxes import tensor_dims, unboxed
@@ -165,6 +166,16 @@ class PipelineModule:
         with jax.named_scope(layer.name):  # shows in profiles and in messages
             x, params = cast_floats((x, params), self.compute_dtype)
             return layer.apply(params, x, layer.side_inputs(batch), key, train)
+
+    def decode_layer(
+        self, layer: Layer, params: PyTree, x: PyTree, cache: Cache
+    ) -> tuple[PyTree, Cache]:
+        """One layer of tokens that follow others, in the model's compute dtype."""
+        with jax.named_scope(layer.name), decoding():
+            x, params = cast_floats((x, params), self.compute_dtype)
+            if layer.init_cache is None:
+                return layer.decode(params, x, {}, cache.positions, None), cache
+            return layer.decode(params, x, {}, cache.positions, cache)
 
     def loss_terms(self, outputs: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The loss as a float32 (sum, weight); a mean counts as a sum of weight 1.

@@ -16,7 +16,7 @@ errors spec devices sections
 schedules
 partition
 losses mesh simulate_devices batch zero loss_scale processes
-tensor feed gather
+tensor feed gather cache sampling
 layers
 model jaxpr watch signals
 costs
@@ -29,6 +29,7 @@ fresh spread
 step auto norms
 optimizer
 state timeline structure compiler_options
+decoding
 machine
 engine
 nn

@@ -1,5 +1,8 @@
 """Checkpoints that know layers, not stages."""
 
+from jaxpipe.checkpoint.below import checkpoint_below as checkpoint_below
+from jaxpipe.checkpoint.below import checkpoints_below as checkpoints_below
+from jaxpipe.checkpoint.below import newest_below as newest_below
 from jaxpipe.checkpoint.checkpoints import Checkpoints as Checkpoints
 from jaxpipe.checkpoint.checkpoints import Newest as Newest
 from jaxpipe.checkpoint.contents import LogicalTree as LogicalTree

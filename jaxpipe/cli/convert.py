@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxpipe.cli.inspect import newest_below
-
 _QUIET = "absl"  # Orbax warns of files that are not meant to be
 
 
@@ -32,7 +30,7 @@ class Export:
 
     def run(self) -> int:
         """Writes, says what, and returns the exit code."""
-        from jaxpipe.checkpoint import Leaves
+        from jaxpipe.checkpoint import Leaves, newest_below
         from jaxpipe.convert import described_model, write_huggingface, write_tensors
 
         path = newest_below(self.path)

@@ -1,7 +1,5 @@
 """`jaxpipe inspect CHECKPOINT` and `jaxpipe verify CHECKPOINT`."""
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +9,6 @@ import tyro
 from rich.table import Table
 
 from jaxpipe.errors import CheckpointError
-
-_STEP = re.compile(r"step_([0-9]{8,})")
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,13 @@ class Inspect:
 
     def run(self) -> int:
         """Prints tables, and returns the exit code: 1 for a checkpoint that is damaged."""
-        from jaxpipe.checkpoint import Manifest, layer_sizes, read_manifest, wrong_sizes
+        from jaxpipe.checkpoint import (
+            Manifest,
+            layer_sizes,
+            newest_below,
+            read_manifest,
+            wrong_sizes,
+        )
 
         path = newest_below(self.path)
         manifest: Manifest = read_manifest(path)
@@ -62,7 +64,12 @@ class Verify:
 
     def run(self) -> int:
         """Prints a line for each checkpoint, and returns the exit code: 1 if one is damaged."""
-        from jaxpipe.checkpoint import read_manifest, wrong_sizes, wrong_sums
+        from jaxpipe.checkpoint import (
+            checkpoints_below,
+            read_manifest,
+            wrong_sizes,
+            wrong_sums,
+        )
 
         bad = 0
         for path in checkpoints_below(self.path):
@@ -74,33 +81,6 @@ class Verify:
             bad += bool(problems)
             print(f"{path}: {_health(problems, 'sound')}")
         return 1 if bad else 0
-
-
-def checkpoints_below(path: Path) -> list[Path]:
-    """The checkpoint that a path is, or those in a run's folder or in its `checkpoints/`.
-
-    Raises:
-      CheckpointError: there are none.
-    """
-    if _STEP.fullmatch(path.absolute().name):
-        return [path]
-    found = sorted(_steps(path)) or sorted(_steps(path / "checkpoints"))
-    if not found:
-        raise CheckpointError(
-            f"{path} is no checkpoint, and there is none below it; expected a folder named"
-            " step_00000250, say, or one with such folders."
-        )
-    return found
-
-
-def newest_below(path: Path) -> Path:
-    """The newest of these."""
-    return checkpoints_below(path)[-1]
-
-
-def _steps(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if _STEP.fullmatch(path.name))
 
 
 def _health(problems: list[str], sound: str) -> str:

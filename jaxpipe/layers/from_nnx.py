@@ -1,15 +1,22 @@
 """Flax NNX modules as layers: split into a graph and its values at the border, merged inside."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxpipe.cache import Cache
 from jaxpipe.errors import LayerError
-from jaxpipe.layers.call import mode_arguments, parameters_of, spread
+from jaxpipe.layers.call import (
+    decoding_arguments,
+    mode_arguments,
+    parameters_of,
+    said_by,
+    spread,
+)
 from jaxpipe.layers.layer import PyTree, SideInputs, hashable
 
 
@@ -19,7 +26,7 @@ def adapt(
     forward_fn: Callable[..., Any] | None,
     spreads: bool,
 ) -> dict[str, Any]:
-    """The NNX half of a `Layer`: type_name, kind, make, apply, given and takes_cut.
+    """The NNX half of a `Layer`: all that the class says itself, and what it was given.
 
     Args:
       make: `key -> module`, called under `jax.eval_shape` here and for real at init.
@@ -37,21 +44,34 @@ def adapt(
         del x, side
         return nnx.to_pure_dict(nnx.state(make(key), nnx.Param))
 
-    def apply(
-        values: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
+    def call(
+        values: PyTree, x: PyTree, key: jax.Array | None, train: bool, given: Mapping[str, Any]
     ) -> PyTree:
         state = jax.tree.map(lambda leaf: leaf, params)
         nnx.replace_by_pure_dict(state, values)
         bound = nnx.merge(graph, state, _seeded(randomness, key))
         bound.train() if train else bound.eval()
         args, kwargs = spread(x) if spreads else ((x,), {})
-        call: Any = bound if forward_fn is None else functools.partial(forward_fn, bound)
-        return call(*args, **kwargs, **side, **mode_arguments(accepted, train))
+        target: Any = bound if forward_fn is None else functools.partial(forward_fn, bound)
+        return target(*args, **kwargs, **given, **mode_arguments(accepted, train))
+
+    def apply(
+        values: PyTree, x: PyTree, side: SideInputs, key: jax.Array | None, train: bool
+    ) -> PyTree:
+        return call(values, x, key, train, side)
+
+    def decode(
+        values: PyTree, x: PyTree, side: SideInputs, positions: jax.Array, cache: Cache | None
+    ) -> PyTree:
+        more = decoding_arguments(accepted, side, positions, cache)
+        return call(values, x, None, False, {**side, **more})
 
     kind = ("nnx", hashable(graph), forward_fn, spreads)
     given = None if ready is None else nnx.to_pure_dict(params)
-    cuts = getattr(forward_fn or module, "takes_cut", None if forward_fn else False)
-    return dict(type_name=type_name, kind=kind, make=init, apply=apply, given=given, takes_cut=cuts)
+    said = said_by(module, forward_fn)
+    return dict(
+        type_name=type_name, kind=kind, make=init, apply=apply, decode=decode, given=given, **said
+    )
 
 
 def _seeded(randomness: nnx.State, key: jax.Array | None) -> nnx.State:

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 
+from jaxpipe.cache import Cache, CacheSpecs
 from jaxpipe.layers.boxes import unboxed
 
 PyTree = Any
 SideInputs = Mapping[str, PyTree]
 Init = Callable[[jax.Array, PyTree, SideInputs], PyTree]
 Apply = Callable[[PyTree, PyTree, SideInputs, jax.Array | None, bool], PyTree]
+Decode = Callable[[PyTree, PyTree, SideInputs, jax.Array, Cache | None], PyTree]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Layer:
       make: `(key, x, side inputs) -> params`, some perhaps in Flax's boxes; `x` may be abstract
         inside `jax.eval_shape`.
       apply: `(params, x, side inputs, key or None, train) -> y`.
+      decode: `(params, x, side inputs, positions, cache or None) -> y`, or `-> (y, cache)` with a
+        cache: the same of tokens that follow others.
       batch_inputs: the fields of the batch that `apply` gets besides `x`.
       owner: the name of the layer that holds the parameters: its own, or for a tied layer the
         first layer of its tie.
@@ -34,6 +38,9 @@ class Layer:
       given: the parameters a ready-made NNX module came with, or None.
       takes_cut: whether its input comes cut over the `tensor` axis, where that has several ranks;
         None for a `forward_fn` that does not say.
+      init_cache: `(abstract x, capacity) -> {name: abstract array}`, what it remembers of earlier
+        positions; None for a layer whose outputs depend on their own position alone.
+      max_positions: how many positions it knows, or None where there is no end.
     """
 
     index: int
@@ -42,11 +49,14 @@ class Layer:
     kind: Hashable
     make: Init
     apply: Apply
+    decode: Decode
     batch_inputs: tuple[str, ...] = ()
     owner: str = ""
     frozen: bool | str = False
     given: PyTree | None = None
     takes_cut: bool | None = False
+    init_cache: Callable[[PyTree, int], CacheSpecs] | None = None
+    max_positions: int | None = None
 
     def __repr__(self) -> str:
         return f"Layer({self.name!r})"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jaxpipe.cache import CacheSpecs
 from jaxpipe.layers.layer import PyTree
 
 
@@ -19,6 +20,8 @@ class FunctionLayer:
       name: as for `LayerSpec`.
       batch_inputs: as for `LayerSpec`.
       frozen: as for `LayerSpec`.
+      init_cache: `(abstract x, capacity) -> {name: abstract array}`, what `apply` remembers of
+        earlier positions when text is generated; see `jaxpipe.cache`.
     """
 
     apply: Callable[..., PyTree]
@@ -26,6 +29,7 @@ class FunctionLayer:
     name: str | None = None
     batch_inputs: tuple[str, ...] = ()
     frozen: bool | str = False
+    init_cache: Callable[[PyTree, int], CacheSpecs] | None = None
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
@@ -45,7 +49,9 @@ class LayerSpec:
       **kwargs: passed on. NNX classes get `rngs=` from the engine.
 
     A linen or NNX layer whose call takes `train` or `deterministic` is told which; randomness is
-    the `dropout` stream.
+    the `dropout` stream. When text is generated, tokens come one after the other: a call that takes
+    `positions` is then told them, int32 `[rows, time]`, and a class with a method `init_cache` gets
+    its `cache` and gives `(y, cache)`; see `jaxpipe.cache`.
 
     >>> import flax.linen as nn
     >>> LayerSpec(nn.Dense, 8, use_bias=False)

@@ -14,11 +14,13 @@ At the speed that each matrix product has alone, these would take 17 ms.
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from jaxpipe import tensor
+from jaxpipe.cache import Cache, CacheSpecs
 from jaxpipe.errors import BatchError, ConfigError
 from jaxpipe.layers import LayerSpec, TiedLayerSpec
 from jaxpipe.nn import (
@@ -138,15 +140,24 @@ class Embed(nn.Module):
 
     config: GPTConfig
 
+    @property
+    def max_positions(self) -> int:
+        """How many positions it knows."""
+        return self.config.sequence_length
+
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Tokens, integers `[batch, time]`, to `[batch, time, width]`."""
-        config = self.config
-        _check_length(config, tokens.shape[1])
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Tokens, integers `[batch, time]`, to `[batch, time, width]`; see `gpt` and `_rows`."""
+        config, time = self.config, tokens.shape[1]
         token = embedding_table(self, "token", config.vocab_size, config.width)
-        position = _positions(self, config)
         x = lookup(token, tokens, config.sequence_parallel)
-        return x + _rows(position, tokens.shape[1], segment_ids, config.sequence_parallel)
+        return x + _rows(self, config, time, segment_ids, positions)
 
 
 class Position(nn.Module):
@@ -159,13 +170,22 @@ class Position(nn.Module):
         """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
         return self.config.sequence_parallel
 
+    @property
+    def max_positions(self) -> int:
+        """How many positions it knows."""
+        return self.config.sequence_length
+
     @nn.compact
-    def __call__(self, x: jax.Array, *, segment_ids: jax.Array | None = None) -> jax.Array:
-        """`[batch, time, width]` to the same; see `gpt` for `segment_ids`."""
-        cut = self.config.sequence_parallel
-        time = x.shape[1] * (tensor.size() if is_cut(cut) else 1)
-        _check_length(self.config, time)
-        return x + _rows(_positions(self, self.config), time, segment_ids, cut)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """`[batch, time, width]` to the same; see `gpt` for `segment_ids`, and `_rows`."""
+        time = x.shape[1] * (tensor.size() if is_cut(self.config.sequence_parallel) else 1)
+        return x + _rows(self, self.config, time, segment_ids, positions)
 
 
 class Block(nn.Module):
@@ -178,11 +198,21 @@ class Block(nn.Module):
         """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
         return self.config.sequence_parallel
 
+    @nn.nowrap
+    def init_cache(self, x: Any, capacity: int) -> CacheSpecs:
+        """That of its attention."""
+        return Attention(self.config.num_heads, parent=None).init_cache(x, capacity)
+
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, segment_ids: jax.Array | None = None, train: bool = False
-    ) -> jax.Array:
-        """`[batch, time, width]` to the same; see `gpt` for `segment_ids`."""
+        self,
+        x: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        train: bool = False,
+        cache: Cache | None = None,
+    ) -> Any:
+        """`[batch, time, width]` to the same; with a cache, to that and the cache; see `gpt`."""
         config, cut = self.config, self.config.sequence_parallel
         into_residual = nn.initializers.normal(_INITIAL_SCALE / math.sqrt(2 * config.num_layers))
         attention = Attention(
@@ -200,10 +230,12 @@ class Block(nn.Module):
         # As matrices, but where a cut needs to know which dim is time.
         tokens = x if is_cut(cut) else x.reshape(-1, config.width)
         read = norm(name="attention_norm")(tokens)
-        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids)
+        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids, cache=cache)
+        mixed, cache = (mixed, None) if cache is None else mixed
         tokens = tokens + dropout(mixed.reshape(tokens.shape), train=train)
         read = norm(name="mlp_norm")(tokens)
-        return (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
+        y = (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
+        return y if cache is None else (y, cache)
 
 
 class Head(nn.Module):
@@ -235,14 +267,23 @@ def _check_length(config: GPTConfig, time: int) -> None:
         )
 
 
-def _positions(module: nn.Module, config: GPTConfig) -> jax.Array:
-    shape = (config.sequence_length, config.width)
-    return module.param("position", nn.initializers.normal(_INITIAL_SCALE), shape)
-
-
 def _rows(
-    position: jax.Array, time: int, segment_ids: jax.Array | None, sequence_parallel: bool
+    module: nn.Module,
+    config: GPTConfig,
+    time: int,
+    segment_ids: jax.Array | None,
+    positions: jax.Array | None,
 ) -> jax.Array:
-    """The vectors of a batch's positions, `[time, width]` or `[batch, time, width]`."""
-    index = slice(time) if segment_ids is None else positions_within(segment_ids)
-    return tensor.split(position[index], -2) if sequence_parallel else position[index]
+    """The vectors of a batch's positions, `[time, width]` or `[batch, time, width]`.
+
+    They count from the first token (of a segment), unless `positions`, `[batch, time]`, say it: of
+    tokens that follow others. Whoever knows how many there are has checked that they are learned.
+    """
+    if positions is None:
+        _check_length(config, time)
+    shape = (config.sequence_length, config.width)
+    position = module.param("position", nn.initializers.normal(_INITIAL_SCALE), shape)
+    index: Any = positions
+    if positions is None:
+        index = slice(time) if segment_ids is None else positions_within(segment_ids)
+    return tensor.split(position[index], -2) if config.sequence_parallel else position[index]

@@ -7,10 +7,12 @@ GELU, and no biases (arXiv:2302.13971, arXiv:2307.09288).
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from jaxpipe.cache import Cache, CacheSpecs
 from jaxpipe.errors import ConfigError
 from jaxpipe.layers import LayerSpec, TiedLayerSpec
 from jaxpipe.nn import Attention, ColumnDense, Dropout, Embedding, RMSNorm, SwiGLU, is_cut
@@ -129,11 +131,23 @@ class Block(nn.Module):
         """Whether its input comes cut over the `tensor` axis, where that has several ranks."""
         return self.config.sequence_parallel
 
+    @nn.nowrap
+    def init_cache(self, x: Any, capacity: int) -> CacheSpecs:
+        """That of its attention."""
+        config = self.config
+        attention = Attention(config.num_heads, config.num_kv_heads, parent=None)
+        return attention.init_cache(x, capacity)
+
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, segment_ids: jax.Array | None = None, train: bool = False
-    ) -> jax.Array:
-        """`[batch, time, width]` to the same; see `llama` for `segment_ids`."""
+        self,
+        x: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        train: bool = False,
+        cache: Cache | None = None,
+    ) -> Any:
+        """`[batch, time, width]` to the same; with a cache, to that and the cache; see `llama`."""
         config, cut = self.config, self.config.sequence_parallel
         norm = functools.partial(RMSNorm, config.norm_eps, sequence_parallel=cut)
         attention = Attention(
@@ -150,10 +164,12 @@ class Block(nn.Module):
         # As matrices, but where a cut needs to know which dim is time.
         tokens = x if is_cut(cut) else x.reshape(-1, config.width)
         read = norm(name="attention_norm")(tokens)
-        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids)
+        mixed = attention(read.reshape(x.shape), segment_ids=segment_ids, cache=cache)
+        mixed, cache = (mixed, None) if cache is None else mixed
         tokens = tokens + dropout(mixed.reshape(tokens.shape), train=train)
         read = norm(name="mlp_norm")(tokens)
-        return (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
+        y = (tokens + dropout(mlp(read), train=train)).reshape(x.shape)
+        return y if cache is None else (y, cache)
 
 
 class Head(nn.Module):
