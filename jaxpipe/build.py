@@ -43,6 +43,7 @@ def build_engine(config: Config) -> Engine:
         memory_limit=pipeline.memory_limit,
         remat=pipeline.remat,
         zero=Zero(pipeline.zero, per=pipeline.zero_per),
+        layer_norms=config.metrics.layer_norms,
     )
 
 

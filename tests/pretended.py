@@ -23,15 +23,12 @@ from jaxpipe.config import (
 )
 from jaxpipe.engine import Engine
 from jaxpipe.metrics import PlainConsole
+from jaxpipe.partition import LayerCost, Partition, partition
 from jaxpipe.prepare import dataset_of, resolved
+from jaxpipe.schedules import Lockstep, Schedule, forward_only
 from jaxpipe.trainer import train
 
-
-class Plan(str):
-    """Something that can be printed."""
-
-    name = "a plan"
-    boundaries = (0, 1)
+LAYERS = [LayerCost("the layer", "Layer", 10, 20, 30)]
 
 
 class PretendedEngine(NamedTuple):
@@ -41,10 +38,11 @@ class PretendedEngine(NamedTuple):
     train_batch: Callable[..., Any]
     eval_batch: Callable[..., Any]
     abstract_state: Callable[..., Any]
-    schedule: Plan = Plan("the schedule")
+    schedule: Schedule = forward_only(1, 1)
     mesh: Mesh = jp.make_mesh()
     compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
-    partition: Callable[..., Plan] = lambda batch: Plan("the partition")
+    partition: Callable[..., Partition] = lambda batch: partition(LAYERS, 1, "uniform")
+    lockstep: Lockstep = Lockstep()
     local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 
@@ -101,12 +99,12 @@ def a_config(tmp_path, name="run", **trainer):
     )
 
 
-def trained(config, engine=None, resume: Resume = "auto", should_stop=lambda: False):
+def trained(config, engine=None, resume: Resume = "auto", should_stop=lambda: False, **more):
     stream = io.StringIO()
     dataset = dataset_of(config)
     folder = choose(resolved(config, dataset), resume)
     engine = pretended() if engine is None else engine
-    outcome = train(engine, folder, dataset, PlainConsole(8, stream), should_stop)
+    outcome = train(engine, folder, dataset, PlainConsole(8, stream), should_stop, **more)
     return outcome, stream.getvalue()
 
 

@@ -17,10 +17,13 @@ from jaxpipe.metrics import (
     PlainConsole,
     Report,
     Sinks,
+    StepWork,
     TensorBoard,
     Throughput,
     console_for,
+    peak_flops,
 )
+from jaxpipe.metrics import Memory as UsedMemory
 
 
 def lines_of(path):
@@ -152,7 +155,9 @@ def test_a_terminal_gets_a_bar_and_drawings_in_one_piece():
         def isatty(self):
             return True
 
-    assert isinstance(console_for(300, Terminal()), LiveConsole)
+    assert isinstance(console_for(300, Terminal(), {"TERM": "xterm"}), LiveConsole)
+    for nobody in ({"CI": "true"}, {"SLURM_JOB_ID": "7"}, {"TERM": "dumb"}):
+        assert isinstance(console_for(300, Terminal(), nobody), PlainConsole)
     stream = io.StringIO()
     terminal = rich.console.Console(file=stream, force_terminal=True, width=60, color_system=None)
     console = LiveConsole(300, terminal)
@@ -191,14 +196,18 @@ class Lazy:
         return self.value
 
 
-def a_report(sink, log_interval=1, spike=None):
+EIGHT_TOKENS = StepWork(8)
+
+
+def a_report(sink, log_interval=1, spike=None, work=EIGHT_TOKENS, stream=None, memory=None):
     return Report(
-        PlainConsole(9, io.StringIO()),
+        PlainConsole(9, io.StringIO() if stream is None else stream),
         Sinks({"memory": lambda: sink}),
-        tokens_per_step=8,
+        work=work,
         log_interval=log_interval,
         learning_rates=[0.1 * step for step in range(1, 30)],
         spike=spike,
+        memory=memory,
     )
 
 
@@ -225,6 +234,45 @@ def test_each_step_reads_the_step_before():
         "seconds",
     }
     assert sink.written[2][1]["learning_rate"] == pytest.approx(0.3)
+
+
+def test_a_step_says_how_well_devices_are_used_and_what_each_layer_does():
+    sink, console = Memory(), io.StringIO()
+    work = StepWork(100, "samples", flops=6e9, peak=1e12, bubble=0.125)
+    report = a_report(sink, work=work, stream=console, memory=lambda: UsedMemory("device", 3 << 29))
+    norms = {"00_Embed": 0.3, "01_Head": 0.4}
+    for step in (1, 2, 3):
+        metrics = {"loss": 1.0, "grad_norm": 0.5, "skipped": 0, "layer_norms": norms}
+        report.step(step, metrics)
+    written = sink.written[-1][1]
+    assert written["mfu"] == pytest.approx(written["samples_per_second"] / 100 * 6e9 / 1e12)
+    assert (written["grad_norm/00_Embed"], written["grad_norm/01_Head"]) == (0.3, 0.4)
+    assert written["device_memory_bytes"] == 3 << 29 and "bubble" not in written
+    line = console.getvalue().splitlines()[-1]
+    for part in (" samples/s  MFU ", "bubble 12.5%  1.5 GiB/device  ", " left"):
+        assert part in line
+    assert "Embed" not in line
+
+
+def test_what_is_not_known_of_a_device_is_not_made_up():
+    sink = Memory()
+    report = a_report(sink, work=StepWork(8, flops=6e9, peak=peak_flops("cpu", "float32")))
+    for step in (1, 2, 3):
+        report.step(step, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
+    assert sink.written[-1][1]["tokens_per_second"] > 0 and "mfu" not in sink.written[-1][1]
+
+
+def test_peaks_are_those_of_the_device_and_no_other():
+    known = {
+        "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989.4e12,
+        "NVIDIA H100 PCIe": 756.5e12, "NVIDIA H100 NVL": 835.5e12, "NVIDIA H200": 989.4e12,
+        "NVIDIA B200": 2250e12, "NVIDIA L4": 121e12, "NVIDIA L40S": 362e12,
+        "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
+        "Tesla V100-SXM2-16GB": None, "NVIDIA L40": None, "NVIDIA GB200": None, "cpu": None,
+    }  # fmt: skip
+    assert {kind: peak_flops(kind, "bfloat16") for kind in known} == known
+    assert peak_flops("Tesla V100-PCIE-32GB", "float16") == 112e12
+    assert peak_flops("NVIDIA A100-PCIE-40GB", "float32") == 156e12  # TF32
 
 
 def test_lines_come_at_their_interval():

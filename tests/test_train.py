@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pretended import a_config, after, lines_of, losses_of, pretended, saved_steps, trained
+from pretended import (
+    LAYERS,
+    a_config,
+    after,
+    lines_of,
+    losses_of,
+    pretended,
+    saved_steps,
+    trained,
+)
 
 from jaxpipe.build import build_optimizer, learning_rate
 from jaxpipe.checkpoint import Checkpoints
@@ -26,7 +35,9 @@ from jaxpipe.config import (
 from jaxpipe.data import TokenSamples
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import Diverged
+from jaxpipe.partition import partition
 from jaxpipe.prepare import batches_of, corpus_of
+from jaxpipe.schedules import forward_only
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -44,7 +55,8 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
     assert held_out[8]["held_out_loss"] == outcome.held_out_loss
     assert held_out[8]["bigram_loss"] == outcome.bigram_loss
     assert len(list(folder.glob("events*"))) == 1
-    assert "the partition\n\nthe schedule\n\nmesh: pipe 1 x data 1 x" in printed
+    shown = "\n\n".join((str(partition(LAYERS, 1, "uniform")), str(forward_only(1, 1))))
+    assert f"{shown}\n\nmesh: pipe 1 x data 1 x" in printed
     assert "compiler options: an_option=True" in printed
     assert read(folder / "config.yaml").trainer == config.trainer
 

@@ -4,6 +4,7 @@ from jaxpipe.config.config import Config as Config
 from jaxpipe.config.config import by_field as by_field
 from jaxpipe.config.config import differences as differences
 from jaxpipe.config.explain import explain as explain
+from jaxpipe.config.metrics import MetricsConfig as MetricsConfig
 from jaxpipe.config.model import ModelConfig as ModelConfig
 from jaxpipe.config.optimizer import OptimizerConfig as OptimizerConfig
 from jaxpipe.config.pipeline import PipelineConfig as PipelineConfig

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from jaxpipe.config.metrics import MetricsConfig
 from jaxpipe.config.model import ModelConfig
 from jaxpipe.config.optimizer import OptimizerConfig
 from jaxpipe.config.pipeline import PipelineConfig
@@ -46,6 +47,7 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @property

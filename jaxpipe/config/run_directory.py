@@ -3,16 +3,24 @@
 runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same run again
                 config.diff      what of it is not as by default; starts the same run, too
                 config-1.yaml    what it was before a resumed run changed it
+                env.json         versions, devices and variables of its last start
+                env-1.json       those of its first start, and so on
                 metrics.jsonl    one line per log interval
                 events.*         the same for TensorBoard
+                history.jsonl    its starts, rollbacks and endings, and where the time went
+                log/host_0.txt   what process 0 has said
+                timeline.json    a measured step
+                summary.html     all of this for people, once the run has ended
                 checkpoints/     the newest states of the run, a folder for each step
                 crashes.jsonl    what has ended it, if that was an exception nobody has foreseen
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxpipe.config.config import Config, differences
 from jaxpipe.config.yaml_file import read, to_yaml, yaml_of_changes
@@ -50,6 +58,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def history_file(self) -> Path:
+        """What has happened to the run, as JSON lines."""
+        return self.path / "history.jsonl"
+
+    def log_file(self, process: int) -> Path:
+        """What a process has said, as text."""
+        return self.path / "log" / f"host_{process}.txt"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -65,6 +82,13 @@ class RunDirectory:
             self.config_file.write_text(to_yaml(self.config), encoding="utf-8")
             changed = self.path / "config.diff"
             changed.write_text(yaml_of_changes(self.config), encoding="utf-8")
+
+    def keep_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes `env.json`; an earlier start's is renamed to `env-1.json`, `env-2.json`, ..."""
+        path = self.path / "env.json"
+        if path.exists():
+            path.rename(_unused(self.path, "env", ".json"))
+        path.write_text(json.dumps(dict(environment), indent=2) + "\n", encoding="utf-8")
 
 
 def choose(config: Config, resume: Resume) -> RunDirectory:

@@ -4,15 +4,19 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from jaxpipe.metrics.compilation import Compilation
 from jaxpipe.metrics.console import Console
+from jaxpipe.metrics.memory import Memory
 from jaxpipe.metrics.sink import Sinks
 from jaxpipe.metrics.throughput import Throughput
+from jaxpipe.metrics.work import StepWork
 
 _REMEMBERED = 20  # losses that a new one is compared with
+_WORTH_SAYING = 0.1  # seconds of compilation
 
 
 class Diverged(FloatingPointError):
@@ -41,12 +45,13 @@ class Report:
         console: Console,
         sinks: Sinks,
         *,
-        tokens_per_step: int,
-        unit: str = "tokens",
+        work: StepWork,
         log_interval: int,
         learning_rates: Sequence[float],
         most_skipped: int = 0,
         spike: float | None = None,
+        compiled: Callable[[], Compilation] = Compilation.none,
+        memory: Callable[[], Memory] | None = None,
     ) -> None:
         """Starts the clock.
 
@@ -54,21 +59,23 @@ class Report:
           console: shows every step.
           sinks: get the metrics of the steps that `log_interval` divides, of the first step, and
             of one whose loss is not finite.
-          tokens_per_step: for the speed; or samples, where these are the `unit`.
-          unit: what the speed counts.
+          work: of a step, for the speed.
           log_interval: steps between two lines.
-          learning_rates: of each step, the first one's first.
+          learning_rates: of each step of the run, the first one's first.
           most_skipped: how many steps in a row may have been skipped.
           spike: a loss of more than so many times the median of the last ones has diverged.
+          compiled: asked after the first step what it took to compile.
+          memory: asked for the most memory in use so far.
         """
         self._console, self._sinks = console, sinks
-        self._tokens_per_step, self._log_interval = tokens_per_step, log_interval
-        self._speed = f"{unit}_per_second"
+        self._work, self._log_interval = work, log_interval
+        self._compiled, self._memory = compiled, memory
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
         self._spike, self._losses = spike, deque[float](maxlen=_REMEMBERED)
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
+        self._first = 0, 0.0  # the first step, and when it was done
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes a step's metrics, scalars on a device as engines give them; reads the last ones.
@@ -80,8 +87,10 @@ class Report:
         self._pending = (step, metrics)
         if self._throughput is None:
             self.flush()  # the first step compiles: wait for it, and leave it out of the speed
-            self._console.note(f"first step, with compilation: {self._seconds():.1f} s")
-            self._throughput = Throughput()
+            compiled = self._compiled()
+            more = f": {compiled}" if compiled.seconds > _WORTH_SAYING else ""
+            self._console.note(f"first step, with compilation: {self._seconds():.1f} s{more}")
+            self._throughput, self._first = Throughput(), (step, self._seconds())
 
     def flush(self) -> None:
         """Reads the newest step's metrics, too.
@@ -95,7 +104,7 @@ class Report:
         loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
         self._console.advance(step, loss)
         if self._throughput is not None:
-            self._throughput.add(self._tokens_per_step)
+            self._throughput.add(self._work.items)
         if step % self._log_interval == 0 or self._throughput is None or skipped:
             self._log(step, loss, metrics)
         if skipped > self._most_skipped:
@@ -147,12 +156,31 @@ class Report:
         scalars |= {name: float(metrics[name]) for name in ("loss_scale",) if name in metrics}
         if int(metrics["skipped"]):
             scalars["skipped"] = float(metrics["skipped"])
+        layers = metrics.get("layer_norms", {})
+        scalars |= {f"grad_norm/{name}": float(norm) for name, norm in layers.items()}
+        seen = {} if self._work.bubble is None else {"bubble": self._work.bubble}
         if self._throughput is not None:
-            scalars[self._speed] = self._throughput.read()
-        self._write(step, {**scalars, "seconds": self._seconds()})
+            rate = self._throughput.read()
+            scalars[f"{self._work.unit}_per_second"] = rate
+            if (mfu := self._work.mfu(rate)) is not None:
+                scalars["mfu"] = mfu
+            seen["seconds_left"] = self._seconds_left(step)
+        if self._memory is not None:
+            memory = self._memory()
+            scalars[f"{memory.of}_memory_bytes"] = memory.bytes
+        self._write(step, {**scalars, "seconds": self._seconds()}, seen)
 
-    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._console.write(step, scalars)
+    def _seconds_left(self, step: int) -> float:
+        """At the pace since the first step, with all that came between."""
+        first, then = self._first
+        each = (self._seconds() - then) / max(1, step - first)
+        return each * (len(self._learning_rates) - step)
+
+    def _write(
+        self, step: int, scalars: Mapping[str, float], seen: Mapping[str, float] | None = None
+    ) -> None:
+        """Hands metrics on; what is only to be `seen` goes to the console."""
+        self._console.write(step, {**scalars, **(seen or {})})
         self._sinks.write(step, scalars)
 
     def _seconds(self) -> float:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxpipe.checkpoint import Checkpoints
-from jaxpipe.config import RunDirectory, by_field
+from jaxpipe.config import Config, RunDirectory, by_field
 from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
 from jaxpipe.errors import DataTimeoutError
 from jaxpipe.mesh import describe_mesh
-from jaxpipe.metrics import Console, Diverged, Report
+from jaxpipe.metrics import Console, Diverged, Report, StepWork
+from jaxpipe.partition import Partition
 from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
@@ -30,7 +31,9 @@ from jaxpipe.state import TrainState
 from jaxpipe.trainer.evaluate import evaluate
 from jaxpipe.trainer.facts import about
 from jaxpipe.trainer.outcome import Outcome
-from jaxpipe.trainer.reporting import reporting
+from jaxpipe.trainer.records import Records, recording
+from jaxpipe.trainer.reporting import SinkOpener, reporting
+from jaxpipe.trainer.work import step_work
 from jaxpipe.watch import Watchdog, last_hang
 
 
@@ -42,65 +45,93 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
     sections: Sections | None = None,
+    *,
+    sinks: Mapping[str, SinkOpener] | None = None,
 ) -> Outcome:
     """The loop. Arguments, result and errors as `run`; `folder` says what to train, and where.
 
     `sections` are entered on the way, so that others can listen.
     """
-    trainer = folder.config.trainer
     sections = Sections() if sections is None else sections
-    rows = engine.local_rows(trainer.batch_size)
-    batches = batches_of(folder.config, dataset, rows)
-    held_out = held_out_batches(folder.config, dataset)
+    interval = folder.config.metrics.heartbeat
+    with recording(console, sections, processes, interval) as records:
+        return train_recorded(engine, folder, dataset, records, should_stop, processes, sinks=sinks)
+
+
+def train_recorded(
+    engine: Engine,
+    folder: RunDirectory,
+    dataset: Dataset,
+    records: Records,
+    should_stop: Callable[[], bool],
+    processes: Processes,
+    *,
+    sinks: Mapping[str, SinkOpener] | None = None,
+) -> Outcome:
+    """The loop, with records that are kept already."""
+    config, own = folder.config, (sinks or {}) if processes.is_first else None
+    with records.sections.enter("start"):
+        plan = _planned(engine, config, dataset, records)
+        crashes = _opened(engine, folder, dataset, plan, records, processes)
+    guard = Watchdog(
+        records.sections,
+        config.watch.limits,
+        folder.path,
+        processes=processes,
+        facts={"facts": crashes.facts},
+    )
+    with guard, crashes.noted(), _checkpoints(folder, records) as checkpoints:
+        run = _Run(engine, folder, plan, checkpoints, records, should_stop, processes, crashes, own)
+        outcome = run.to_the_end()
+    records.end(outcome.ending)
+    return outcome
+
+
+class _Plan(NamedTuple):
+    """What is known of a run before it starts: its data, and what a step does.
+
+    Attributes:
+      batches: this process's rows of those to train on.
+      held_out: and of those to evaluate on.
+      bigram_loss: what a byte-bigram model loses on these.
+      partition: of the model.
+      about: for checkpoints.
+      work: of a step.
+    """
+
+    batches: Batches
+    held_out: Sequence[Batch]
+    bigram_loss: float | None
+    partition: Partition
+    about: Mapping[str, Any]
+    work: StepWork
+
+
+def _planned(engine: Engine, config: Config, dataset: Dataset, records: Records) -> _Plan:
+    """The plan, which is said, too."""
+    rows = engine.local_rows(config.trainer.batch_size)
+    batches = batches_of(config, dataset, rows)
+    held_out = held_out_batches(config, dataset)
     bigram_loss = bigram_loss_of(dataset, held_out)
     held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
-    example = batches[1]
-    plan = str(engine.partition(example)), str(engine.schedule)
-    _show(engine, plan, console)
-    crashes = _opened(folder, plan, console, processes)
-    with contextlib.ExitStack() as stack:
-        limits = folder.config.watch.limits
-        noted = {"facts": crashes.facts}
-        stack.enter_context(
-            Watchdog(sections, limits, folder.path, processes=processes, facts=noted)
-        )
-        stack.enter_context(crashes.noted())
-        starting = stack.enter_context(contextlib.ExitStack())
-        starting.enter_context(sections.enter("start"))
-        stack.callback(console.close)
-        checkpoints = Checkpoints(
-            folder.checkpoints,
-            keep=trainer.keep_checkpoints,
-            keep_interval=trainer.keep_interval,
-            keep_best=trainer.keep_best,
-            patience=trainer.checkpoint_patience,
-        )
-        stack.enter_context(checkpoints)
-        stack.enter_context(_pointing_to(checkpoints))
-        for path in checkpoints.open():
-            console.note(f"a save that was never finished is cleared: {path}")
-        if (checkpoints.latest() or 0) < trainer.steps:
-            checkpoints.check_room(engine.abstract_state(example))
-        said = about(engine, folder.config, engine.partition(example), dataset)
-        run = _Run(
-            engine, folder, batches, held_out, bigram_loss, checkpoints, said, console,
-            should_stop, processes, crashes, sections,
-        )  # fmt: skip
-        at = run.newest()
-        starting.close()
-        return run.to_the_end(at)
-
-
-def _show(engine: Engine, plan: Sequence[str], console: Console) -> None:
-    """Says what is about to be trained, and how."""
-    console.note("\n" + "\n\n".join([*plan, str(describe_mesh(engine.mesh))]) + "\n")
+    partition = engine.partition(batches[1])
+    plan = partition, engine.schedule, describe_mesh(engine.mesh)
+    records.note("\n" + "\n\n".join(map(str, plan)) + "\n")
     if options := engine.compiler_options():
         shown = ", ".join(f"{name}={value}" for name, value in options.items())
-        console.note(f"compiler options: {shown}\n")
+        records.note(f"compiler options: {shown}\n")
+    said = about(engine, config, partition, dataset)
+    work = step_work(engine, config, batches[1])
+    return _Plan(batches, held_out, bigram_loss, partition, said, work)
 
 
 def _opened(
-    folder: RunDirectory, plan: Sequence[str], console: Console, processes: Processes
+    engine: Engine,
+    folder: RunDirectory,
+    dataset: Dataset,
+    plan: _Plan,
+    records: Records,
+    processes: Processes,
 ) -> Crashes:
     """Opens the folder, if all have the same plan; and what has ended earlier starts.
 
@@ -109,15 +140,35 @@ def _opened(
       CrashLoop: the last starts have all ended in the same way.
     """
     facts = by_field(folder.config) | code_facts()
+    hang = None
     if processes.is_first:
         folder.open()
         if hang := last_hang(folder.path):
-            console.note(f"the last start did not go on: {hang}")
+            records.note(f"the last start did not go on: {hang}")
             Crashes(folder.path, facts).hung(hang)
-    processes.compare({"partition": plan[0], "schedule": plan[1]})
+    said = {"partition": str(plan.partition), "schedule": str(engine.schedule)}
+    processes.compare(said)
+    records.start(folder, about=plan.about, data=str(dataset), hang=hang, **said)
     crashes = Crashes(folder.path, facts, processes.index)
     crashes.check()
     return crashes
+
+
+@contextlib.contextmanager
+def _checkpoints(folder: RunDirectory, records: Records) -> Iterator[Checkpoints]:
+    """The run's checkpoints, ready to be read and written."""
+    trainer = folder.config.trainer
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        keep=trainer.keep_checkpoints,
+        keep_interval=trainer.keep_interval,
+        keep_best=trainer.keep_best,
+        patience=trainer.checkpoint_patience,
+    )
+    with checkpoints, _pointing_to(checkpoints):
+        for path in checkpoints.open():
+            records.note(f"a save that was never finished is cleared: {path}")
+        yield checkpoints
 
 
 class _Position(NamedTuple):
@@ -139,67 +190,78 @@ class _Run(NamedTuple):
 
     engine: Engine
     folder: RunDirectory
-    batches: Batches
-    held_out: Sequence[Batch]
-    bigram_loss: float | None
+    plan: _Plan
     checkpoints: Checkpoints
-    about: Mapping[str, Any]
-    console: Console
+    records: Records
     should_stop: Callable[[], bool]
     processes: Processes
     crashes: Crashes
-    sections: Sections
+    sinks: Mapping[str, SinkOpener] | None
+
+    def to_the_end(self) -> Outcome:
+        """Trains from the newest checkpoint, and after a rollback again."""
+        trainer, records = self.folder.config.trainer, self.records
+        with records.sections.enter("start"):
+            if (self.checkpoints.latest() or 0) < trainer.steps:
+                self.checkpoints.check_room(self.engine.abstract_state(self.plan.batches[1]))
+        at = self.newest()
+        for _ in range(trainer.rollbacks):
+            try:
+                return self.going_on(at)
+            except Diverged as error:
+                records.note(f"ROLLED BACK: {error}")
+                # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
+                batch_number = at.batch + error.step - at.step
+                problem, where = str(error), error.step
+            at = self.newest()._replace(batch=batch_number)
+            records.note(f"going on from step {at.step}, with batches from {batch_number} on")
+            records.history.add("rolled back", step=where, to=at.step, problem=problem)
+        return self.going_on(at)
 
     def newest(self) -> _Position:
         """The newest checkpoint that is sound, or a new state."""
-        seed, batch = self.folder.config.trainer.seed, self.batches[1]
-        with self.sections.enter("restore"):
+        seed, batch = self.folder.config.trainer.seed, self.plan.batches[1]
+        records = self.records
+        with records.sections.enter("restore"):
             step, damaged = self.checkpoints.newest()
         for problem in damaged:
-            self.console.note(f"LOST: {problem}")
+            records.note(f"LOST: {problem}")
+            records.history.add("lost", problem=str(problem))
         if step is None:
-            return _Position(self.engine.init(jax.random.key(seed), batch), 0, 1)
-        self.console.note(f"resuming from step {step}: {self.checkpoints.path(step)}")
-        with self.sections.enter("restore", step):
+            with records.sections.enter("start"):
+                return _Position(self.engine.init(jax.random.key(seed), batch), 0, 1)
+        records.note(f"resuming from step {step}: {self.checkpoints.path(step)}")
+        records.history.add("resumed", step=step)
+        with records.sections.enter("restore", step):
             state = self.checkpoints.restore(step, self.engine.abstract_state(batch))
         data = self.checkpoints.manifest(step).metadata["data"]
         return _Position(state, step, data["next_batch"])
 
-    def to_the_end(self, at: _Position) -> Outcome:
-        """Trains; goes back to the newest checkpoint where it diverges, as often as it may."""
-        for _ in range(self.folder.config.trainer.rollbacks):
-            try:
-                return self.going_on(at)
-            except Diverged as error:
-                self.console.note(f"ROLLED BACK: {error}")
-                # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
-                batch = at.batch + error.step - at.step
-            at = self.newest()._replace(batch=batch)
-            self.console.note(f"going on from step {at.step}, with batches from {batch} on")
-        return self.going_on(at)
-
     def going_on(self, at: _Position) -> Outcome:
         """Trains from there to the end, or until it is stopped."""
-        with reporting(self.folder, self.console, at.step, self.processes.is_first) as report:
+        with contextlib.ExitStack() as stack:
+            with self.records.sections.enter("start"):
+                opened = reporting(self.folder, self.records, at.step, self.plan.work, self.sinks)
+                report = stack.enter_context(opened)
+            self.records.say_compiled("before the first step")
             return self._steps(at, report)
 
     def _steps(self, at: _Position, report: Report) -> Outcome:
         trainer, state, held_out = self.folder.config.trainer, at.state, None
-        batches = self.batches.from_(at.batch, self.folder.config.watch.data)
+        batches = self.plan.batches.from_(at.batch, self.folder.config.watch.data)
         # Asked already, while it was restored: there is nothing new to save.
         step, stop = at.step, at.step > 0 and self._stops()
         end = at.step if stop else trainer.steps
         for step in range(at.step + 1, end + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
             batch = self._next(batches, step)
-            with self.sections.enter("compile" if step == at.step + 1 else "step", step):
+            with self.records.sections.enter("compile" if step == at.step + 1 else "step", step):
                 state, metrics = self.engine.train_batch(state, batch)
                 report.step(step, metrics)
                 stop = self._stops()
             last, found = step == trainer.steps, None
             if (last or step % trainer.eval_interval == 0) and not stop:
-                with report.paused():
-                    found = self._evaluated(step, state)
+                found = self._evaluated(step, state, report)
                 stop = found is None
                 if found is not None:
                     held_out = found
@@ -208,26 +270,36 @@ class _Run(NamedTuple):
                 with report.paused():
                     self._save(step, state, (found or {}).get("loss"), number + 1)
             for failure in self.checkpoints.failures():
-                self.console.note(f"NOT SAVED: {failure}")
+                self.records.note(f"NOT SAVED: {failure}")
+                self.records.history.add("not saved", step=step, problem=str(failure))
             if stop:
                 break
         if step == at.step and not stop:  # an earlier run did it all
-            held_out = self._evaluated(step, state)
+            held_out = self._evaluated(step, state, report)
             stop = held_out is None
-        with self.sections.enter("save", step):
+        with self.records.sections.enter("save", step):
             self.checkpoints.wait()
         path, ending = self.checkpoints.path(step), "interrupted" if stop else "finished"
         known = {} if held_out is None or stop else held_out
         loss, accuracy = known.get("loss", math.nan), known.get("accuracy")
-        return Outcome(ending, step, path, loss, self.bigram_loss, accuracy)
+        return Outcome(ending, step, path, loss, self.plan.bigram_loss, accuracy)
 
     def _beside(self, found: Mapping[str, float]) -> dict[str, float]:
         """What is told of an evaluation besides its loss."""
         others = {f"held_out_{name}": mean for name, mean in found.items() if name != "loss"}
-        return others if self.bigram_loss is None else others | {"bigram_loss": self.bigram_loss}
+        bigram = self.plan.bigram_loss
+        return others if bigram is None else others | {"bigram_loss": bigram}
+
+    def _evaluated(self, step: int, state: TrainState, report: Report) -> dict[str, float] | None:
+        """Means over the held-out batches; None if it is to stop before."""
+        with self.records.sections.enter("evaluation", step), report.paused():
+            self.records.compiled()  # what came before is none of the evaluation's
+            found = evaluate(self.engine, state, self.plan.held_out, self._stops)
+            self.records.say_compiled("first evaluation")
+        return found
 
     def _next(self, batches: Iterator[Batch], step: int) -> Batch:
-        with self.sections.enter("data", step):
+        with self.records.sections.enter("data", step):
             try:
                 return next(batches)
             except DataTimeoutError as error:
@@ -236,14 +308,10 @@ class _Run(NamedTuple):
     def _stops(self) -> bool:
         return self.processes.stop_together(self.should_stop())
 
-    def _evaluated(self, step: int, state: TrainState) -> dict[str, float] | None:
-        with self.sections.enter("evaluation", step):
-            return evaluate(self.engine, state, self.held_out, self._stops)
-
     def _save(self, step: int, state: TrainState, metric: float | None, next_batch: int) -> None:
-        data = dict(self.about["data"]) | {"next_batch": next_batch}
-        metadata = dict(self.about) | {"data": data}
-        with self.sections.enter("save", step):
+        data = dict(self.plan.about["data"]) | {"next_batch": next_batch}
+        metadata = dict(self.plan.about) | {"data": data}
+        with self.records.sections.enter("save", step):
             self.checkpoints.save(step, state, metric=metric, metadata=metadata)
 
 

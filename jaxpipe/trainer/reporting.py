@@ -1,7 +1,9 @@
 """Where the metrics of a run go."""
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +11,70 @@ import numpy as np
 
 from jaxpipe.build import learning_rate
 from jaxpipe.config import RunDirectory
-from jaxpipe.metrics import Console, JsonLines, Report, Sinks, TensorBoard
+from jaxpipe.metrics import (
+    JsonLines,
+    Report,
+    Sink,
+    Sinks,
+    StepWork,
+    TensorBoard,
+    WeightsAndBiases,
+    memory_peak,
+)
+from jaxpipe.trainer.records import Records
+
+SinkOpener = Callable[[Path, int], Sink]
+"""Opens a sink of one's own: `(folder of the run, step that it goes on from) -> sink`."""
 
 
 @contextlib.contextmanager
-def reporting(folder: RunDirectory, console: Console, start: int, writes: bool) -> Iterator[Report]:
-    """A report, and if it `writes`, into the run's folder; goes on from step `start`."""
+def reporting(
+    folder: RunDirectory,
+    records: Records,
+    start: int,
+    work: StepWork,
+    own: Mapping[str, SinkOpener] | None,
+) -> Iterator[Report]:
+    """A report that goes on from step `start`.
+
+    Args:
+      folder: of the run.
+      records: of this start.
+      start: steps that are done.
+      work: of a step.
+      own: sinks of the caller's, by name; None where another process writes.
+    """
     config, trainer = folder.config, folder.config.trainer
     rates = jax.vmap(learning_rate(config.optimizer, trainer.steps))(jnp.arange(trainer.steps))
-    openers = {
-        "metrics.jsonl": lambda: JsonLines(folder.metrics_file, resume_step=start),
-        "TensorBoard": lambda: TensorBoard(folder.path, resume_step=start),
-    }
-    with contextlib.closing(Sinks(openers if writes else {})) as sinks:
+    openers = {} if own is None else _openers(folder, start, own)
+    with contextlib.closing(Sinks(openers)) as sinks:
         yield Report(
-            console,
+            records.console,
             sinks,
-            tokens_per_step=trainer.batch_size * config.data.units_per_sample,
-            unit=config.data.unit,
+            work=work,
             log_interval=trainer.log_interval,
             learning_rates=np.asarray(rates).tolist(),
             most_skipped=trainer.most_skipped,
             spike=trainer.spike,
+            compiled=records.compiled,
+            memory=memory_peak,
         )
+
+
+def _openers(
+    folder: RunDirectory, start: int, own: Mapping[str, SinkOpener]
+) -> dict[str, Callable[[], Sink]]:
+    """What opens each sink, by name."""
+    metrics, config = folder.config.metrics, folder.config
+    openers: dict[str, Callable[[], Sink]] = {
+        "metrics.jsonl": lambda: JsonLines(folder.metrics_file, resume_step=start)
+    }
+    if metrics.tensorboard:
+        openers["TensorBoard"] = lambda: TensorBoard(folder.path, resume_step=start)
+    if (project := metrics.wandb) is not None:
+        openers["Weights & Biases"] = lambda: WeightsAndBiases(
+            folder.path, project=project, name=config.run.name, config=dataclasses.asdict(config)
+        )
+    for name, opener in own.items():
+        openers[name] = lambda opener=opener: opener(folder.path, start)
+    return openers

@@ -1,15 +1,18 @@
 """From a configuration to a trained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, Resume, choose, validate
 from jaxpipe.metrics import Console, NoConsole, console_for
 from jaxpipe.prepare import dataset_of, resolved
 from jaxpipe.processes import ALONE, Processes
+from jaxpipe.sections import Sections
 from jaxpipe.trainer.facts import facts_of
-from jaxpipe.trainer.loop import train
+from jaxpipe.trainer.loop import train_recorded
 from jaxpipe.trainer.outcome import Outcome
+from jaxpipe.trainer.records import recording
+from jaxpipe.trainer.reporting import SinkOpener
 
 
 def run(
@@ -19,6 +22,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
     processes: Processes = ALONE,
+    sinks: Mapping[str, SinkOpener] | None = None,
 ) -> Outcome:
     """Trains what a configuration describes, or goes on with it.
 
@@ -29,6 +33,8 @@ def run(
         processes any one may say so.
       console: where to show how it goes; by default the standard output of the first process.
       processes: all that train together, from `start_processes`.
+      sinks: of one's own for metrics, by name; see `jaxpipe.metrics.Sink`. Only the first process
+        opens them.
 
     Raises:
       JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
@@ -39,12 +45,15 @@ def run(
     validate(config)
     if console is None:
         console = console_for(config.trainer.steps) if processes.is_first else NoConsole()
-    dataset = dataset_of(config, console.note, processes)
-    config = resolved(config, dataset)
-    folder = choose(config, resume)
-    # Also so that all have chosen a folder before the first process changes it.
-    processes.compare(facts_of(folder, dataset))
-    console.note(str(dataset))
-    for change in folder.changes:
-        console.note(f"changed: {change}")
-    return train(build_engine(config), folder, dataset, console, should_stop, processes)
+    with recording(console, Sections(), processes, config.metrics.heartbeat) as records:
+        with records.sections.enter("start"):
+            dataset = dataset_of(config, records.note, processes)
+            config = resolved(config, dataset)
+            folder = choose(config, resume)
+            # Also so that all have chosen a folder before the first process changes it.
+            processes.compare(facts_of(folder, dataset))
+            records.note(str(dataset))
+            for change in folder.changes:
+                records.note(f"changed: {change}")
+            engine = build_engine(config)
+        return train_recorded(engine, folder, dataset, records, should_stop, processes, sinks=sinks)
