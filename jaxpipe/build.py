@@ -4,16 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxpipe import losses, nn
-from jaxpipe.config import Config, OptimizerConfig, PipelineConfig
+from jaxpipe.config import Config, PipelineConfig
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import MeshError
 from jaxpipe.layers import LayerSpec
 from jaxpipe.mesh import make_mesh
 from jaxpipe.model import PipelineModule
 from jaxpipe.models import GPTConfig, LlamaConfig, ViTConfig, gpt, llama, vit
+from jaxpipe.optimizers import build_optimizer
 from jaxpipe.zero import Zero
 
 
@@ -84,38 +84,6 @@ def model_sizes(config: Config) -> GPTConfig | LlamaConfig | ViTConfig:
         length = model.positions or config.data.sequence_length
         return GPTConfig(sequence_length=length, mlp_ratio=ratio, **given)
     return LlamaConfig(num_kv_heads=model.num_kv_heads, hidden=model.hidden_features, **given)
-
-
-def build_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping; only matrices decay."""
-    adamw = optax.adamw(
-        learning_rate(config, num_steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-    )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-
-
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """A function of the number of steps that are done: a line up, then a cosine down.
-
-    >>> rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4), num_steps=10)
-    >>> [round(float(rate(done)), 2) for done in (0, 3, 4, 10)]
-    [0.2, 0.8, 1.0, 0.1]
-    """
-    warmup = config.warmup_steps
-    return optax.warmup_cosine_decay_schedule(
-        # From one part, not from nothing: the first step is to count.
-        init_value=config.learning_rate / (warmup + 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(num_steps, warmup + 1),
-        end_value=config.learning_rate * config.final_fraction,
-    )
 
 
 def _check_devices(pipeline: PipelineConfig) -> None:

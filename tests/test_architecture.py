@@ -35,6 +35,8 @@ engine
 nn
 models checkpoint data metrics crashes
 config
+learning_rate
+optimizers
 build convert prepare
 trainer
 measurement

@@ -110,7 +110,7 @@ def test_numbers_without_a_dot_are_numbers(text, number):
 
 @pytest.mark.parametrize("text", ["nan", "fast", "true", "[1]", "null"])
 def test_other_text_is_no_number(text):
-    assert "expected a number" in problems_of(parse, f"optimizer: {{beta1: {text}}}")[0]
+    assert "expected a number" in problems_of(parse, f"optimizer: {{learning_rate: {text}}}")[0]
 
 
 configs = st.builds(
@@ -367,3 +367,21 @@ def test_what_a_network_has_no_use_for_is_refused():
     assert "data.source: got 'arrays', but model.network = 'gpt' reads tokens" in other
     [problem] = problems_of(validate, Config(model=ModelConfig(positions=64)))
     assert "model.positions: got 64, expected at least data.sequence_length, 128" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (dict(name="muno"), "optimizer.name: unknown 'muno'; did you mean 'muon'?"),
+        (dict(schedule="cosin"), "optimizer.schedule: unknown 'cosin'; did you mean 'cosine'?"),
+        (dict(name="sgd", beta2=0.9), "beta2: got 0.9; sgd has none, but weight_decay, momentum"),
+        (dict(name="adam", weight_decay=0.1), "weight_decay: got 0.1; adam has none"),
+        (dict(schedule="constant", final_fraction=0.5), "constant has none, but nothing of"),
+        (dict(decay_fraction=0.5), "decay_fraction: got 0.5; cosine has none, but final_fraction"),
+        (dict(name="sgd", momentum=1.0), "optimizer.momentum: got 1.0, expected 0 or more and"),
+        (dict(epsilon=0.0), "optimizer.epsilon: got 0.0, expected more than 0"),
+    ],
+)
+def test_what_an_optimizer_or_schedule_has_no_use_for_is_refused(settings, part):
+    [problem] = problems_of(validate, Config(optimizer=OptimizerConfig(**settings)))
+    assert part in problem

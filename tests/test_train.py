@@ -1,7 +1,6 @@
 """Training: the loop on a small pretended engine, and the whole program in its own process."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from pretended import (
     LAYERS,
@@ -26,12 +24,8 @@ from pretended import (
     trained,
 )
 
-from jaxpipe.build import build_optimizer, learning_rate
 from jaxpipe.checkpoint import Checkpoints
-from jaxpipe.config import (
-    OptimizerConfig,
-    read,
-)
+from jaxpipe.config import read
 from jaxpipe.data import TokenSamples
 from jaxpipe.errors import ConfigError
 from jaxpipe.metrics import Diverged
@@ -214,40 +208,6 @@ def test_training_goes_on_without_tensorboard(tmp_path, text, monkeypatch, caplo
     assert trained(config)[0].step == 8
     assert len(losses_of(config)) == 8
     assert [message for message in caplog.messages if "No space left" in message]
-
-
-def test_the_learning_rate_rises_and_falls():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=3, final_fraction=0.2)
-    rate: Any = learning_rate(config, 13)
-    rates = [float(rate(step)) for step in range(14)]
-    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rates[8] == pytest.approx(0.2 + 0.8 / 2)  # half way down
-    assert rates[13] == pytest.approx(0.2)
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-
-
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (5, 5), (0, 1)])
-def test_the_learning_rate_exists_for_short_runs(warmup, steps):
-    rate: Any = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=warmup), steps)
-    assert all(0 < float(rate(step)) <= 1 for step in range(steps))
-
-
-def test_the_optimizer_clips_and_decays_matrices_only():
-    params = {"matrix": jnp.full((2, 2), 10.0), "bias": jnp.full(2, 10.0)}
-    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    optimizer = build_optimizer(config, 10)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-    )
-    moved: Any = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(moved["matrix"], 10 - 0.1 * 0.5 * 10, rtol=1e-6)
-    np.testing.assert_array_equal(moved["bias"], params["bias"])
-    for clip, expected in [(1.0, 1 / math.sqrt(6)), (None, 100.0)]:
-        optimizer = build_optimizer(OptimizerConfig(clip_norm=clip, beta1=0.0), 10)
-        grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100.0), params)
-        _, state = optimizer.update(grads, optimizer.init(params), params)
-        mean = optax.tree.get(state, "mu")["bias"]
-        np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
 TINY = """

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.build import learning_rate
 from jaxpipe.config import RunDirectory
+from jaxpipe.learning_rate import learning_rate
 from jaxpipe.metrics import (
     JsonLines,
     Report,
