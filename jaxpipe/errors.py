@@ -71,6 +71,12 @@ class CorruptCheckpointError(CheckpointError):
     """A checkpoint that is not as it was written."""
 
 
+class CorruptStateError(JaxpipeError):
+    """Devices that are to hold the same, and do not; a start from a checkpoint may go well."""
+
+    exit_code = 1
+
+
 class ConvertError(JaxpipeError):
     """Weights that cannot be read from, or written for, another library."""
 

@@ -16,7 +16,7 @@ errors spec devices sections
 schedules
 partition
 losses mesh simulate_devices batch zero loss_scale processes
-tensor feed gather cache sampling
+tensor feed gather cache sampling replicas
 layers
 model jaxpr watch signals
 costs

@@ -32,6 +32,9 @@ class TrainerConfig:
     """How many checkpoints with the lowest held-out loss stay besides."""
     checkpoint_patience: float = 1200.0
     """Seconds that a checkpoint may take, and that processes wait there for one another."""
+    check_interval: int | None = None
+    """Steps between two checks that devices which are to hold the same parameters and optimizer
+    state do, to the bit; then also before each checkpoint. null: never."""
     most_skipped: int = 20
     """Steps in a row that may be skipped for gradients that are not finite; with one more, training
     has diverged."""
@@ -44,7 +47,7 @@ class TrainerConfig:
     FREE = (
         *("steps", "log_interval", "eval_interval", "eval_batches", "checkpoint_interval"),
         *("keep_checkpoints", "keep_interval", "keep_best", "checkpoint_patience"),
-        *("most_skipped", "spike", "rollbacks"),
+        *("check_interval", "most_skipped", "spike", "rollbacks"),
     )
 
     def problems(self) -> Iterator[str]:
@@ -57,6 +60,7 @@ class TrainerConfig:
             "trainer.eval_batches": self.eval_batches,
             "trainer.checkpoint_interval": self.checkpoint_interval,
             "trainer.keep_interval": self.keep_interval,
+            "trainer.check_interval": self.check_interval,
         }
         more = {
             "trainer.keep_best": self.keep_best,

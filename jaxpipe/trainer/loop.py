@@ -19,13 +19,14 @@ from jaxpipe.config import Config, RunDirectory, by_field
 from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
-from jaxpipe.errors import DataTimeoutError
+from jaxpipe.errors import CorruptStateError, DataTimeoutError
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report, StepWork
 from jaxpipe.partition import Partition
 from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
+from jaxpipe.replicas import Replicas
 from jaxpipe.sections import Sections
 from jaxpipe.state import TrainState
 from jaxpipe.trainer.evaluate import evaluate
@@ -209,12 +210,16 @@ class _Run(NamedTuple):
             try:
                 return self.going_on(at)
             except Diverged as error:
-                records.note(f"ROLLED BACK: {error}")
                 # The same batches would end in the same way (arXiv:2204.02311, section 5.1).
                 batch_number = at.batch + error.step - at.step
                 problem, where = str(error), error.step
-            at = self.newest()._replace(batch=batch_number)
-            records.note(f"going on from step {at.step}, with batches from {batch_number} on")
+            except CorruptStateError as error:
+                batch_number, problem, where = None, str(error), self.crashes.step
+            records.note(f"ROLLED BACK: {problem}")
+            at = self.newest()
+            if batch_number is not None:
+                at = at._replace(batch=batch_number)
+            records.note(f"going on from step {at.step}, with batches from {at.batch} on")
             records.history.add("rolled back", step=where, to=at.step, problem=problem)
         return self.going_on(at)
 
@@ -249,6 +254,7 @@ class _Run(NamedTuple):
     def _steps(self, at: _Position, report: Report) -> Outcome:
         trainer, state, held_out = self.folder.config.trainer, at.state, None
         batches = self.plan.batches.from_(at.batch, self.folder.config.watch.data)
+        replicas = Replicas(self.engine.mesh)
         # Asked already, while it was restored: there is nothing new to save.
         step, stop = at.step, at.step > 0 and self._stops()
         end = at.step if stop else trainer.steps
@@ -266,7 +272,11 @@ class _Run(NamedTuple):
                 if found is not None:
                     held_out = found
                     report.held_out(step, found["loss"], **self._beside(found))
-            if stop or last or step % trainer.checkpoint_interval == 0:
+            saves = stop or last or step % trainer.checkpoint_interval == 0
+            if trainer.check_interval and (saves or step % trainer.check_interval == 0):
+                with self.records.sections.enter("step", step), report.paused():
+                    replicas.check(state)
+            if saves:
                 with report.paused():
                     self._save(step, state, (found or {}).get("loss"), number + 1)
             for failure in self.checkpoints.failures():
