@@ -54,10 +54,13 @@ def flops(fn: Callable[..., Any], *args: PyTree, mesh: Mesh | None = None) -> fl
 def _once(fn: Callable[..., Any], args: Sequence[PyTree], mesh: Mesh | None) -> float:
     if mesh is not None and axis_size(mesh, TENSOR) > 1:
         alike = PartitionSpec()
-        fn = jax.shard_map(fn, mesh=mesh, in_specs=alike, out_specs=alike, check_vma=False)
+        # Abstract: the mesh may be of devices that are only described.
+        on = mesh.abstract_mesh
+        fn = jax.shard_map(fn, mesh=on, in_specs=alike, out_specs=alike, check_vma=False)
     # What was traced on a mesh says so, and XLA would take it for an array that lies there.
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    analysis: Any = jax.jit(fn).lower(*args).cost_analysis() or {}
+    lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=("cpu",))
+    analysis: Any = lowered.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return max(0.0, float(analysis.get("flops", 0)))  # less than 0 where it does not know
 

@@ -12,10 +12,11 @@ from jaxpipe.decoding import Decoder
 from jaxpipe.executor.program import Program
 from jaxpipe.loss_scale import LossScale, resolve_loss_scale
 from jaxpipe.machine import Machine
+from jaxpipe.memory import StepMemory
 from jaxpipe.model import Logical, PipelineModule
 from jaxpipe.partition import Partition
 from jaxpipe.schedules import Lockstep, Schedule, Timeline
-from jaxpipe.stages import Remat
+from jaxpipe.stages import Remat, Stages
 from jaxpipe.state import TrainState
 from jaxpipe.storage import Placed
 from jaxpipe.structure import Settings, resolve
@@ -59,6 +60,9 @@ class Engine(NamedTuple):
       abstract_state: `batch -> state` of `jax.ShapeDtypeStruct` with shardings, for restoring.
       partition: `batch -> Partition`, which can be printed.
       program: `batch -> Program`, which can be printed.
+      stages: `batch -> Stages`: what each stage computes, traced, and what it keeps.
+      memory: `batch -> StepMemory`: bytes on each device of a train step, before it is compiled.
+        The mesh may be of described devices: see `jaxpipe.planner`.
       compiled: `(state, batch) -> the compiled train step`, for its text and memory analysis. Both
         may be abstract, as from `abstract_state`, and the mesh that of a described topology: see
         `jax.experimental.topologies`.
@@ -83,6 +87,8 @@ class Engine(NamedTuple):
     abstract_state: Callable[[Batch], TrainState]
     partition: Callable[[Batch], Partition]
     program: Callable[[Batch], Program]
+    stages: Callable[[Batch], Stages]
+    memory: Callable[[Batch], StepMemory]
     compiled: Callable[[TrainState, Batch], Any]
     timeline: Callable[[TrainState, Batch], tuple[TrainState, Metrics, Timeline]]
     training_schedule: Callable[[], Schedule]

@@ -159,6 +159,40 @@ def signature(eqns: Sequence[Eqn], targets: Sequence[Var], inputs: Sequence[Var]
     return tuple(lines), tuple(map(atom, targets))
 
 
+class Merged(NamedTuple):
+    """An equation of which the inputs may be those of an earlier, equal one.
+
+    Attributes:
+      primitive: what it does.
+      params: with what.
+      invars: its inputs.
+      outvars: its outputs.
+    """
+
+    primitive: Any
+    params: Mapping[str, Any]
+    invars: list[Var]
+    outvars: list[Var]
+
+
+def merged(closed: ClosedJaxpr) -> tuple[list[Merged], list[Var]]:
+    """The equations and outputs of a jaxpr with what is computed twice computed once, as by XLA."""
+    same: dict[Var, Var] = {}
+    known: dict[Hashable, list[Var]] = {}
+    found = []
+    atom = lambda v: same.get(v, v) if is_variable(v) else v
+    name = lambda v: v if is_variable(v) else ("literal", repr(v.val), str(v.aval))
+    for eqn in closed.jaxpr.eqns:
+        reads = [atom(v) for v in eqn.invars]
+        key = eqn.primitive.name, tuple(map(name, reads)), str(eqn.params)
+        if key in known and not eqn.effects:
+            same |= dict(zip(eqn.outvars, known[key], strict=True))
+            continue
+        known[key] = list(eqn.outvars)
+        found.append(Merged(eqn.primitive, eqn.params, reads, list(eqn.outvars)))
+    return found, [atom(v) for v in closed.jaxpr.outvars]
+
+
 def restrict(
     closed: ClosedJaxpr, outputs: Sequence[int], inputs: Sequence[int]
 ) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from jaxpipe.executor.program import Program
 from jaxpipe.feed import Feed
 from jaxpipe.fresh import FreshRows
 from jaxpipe.gather import whole
+from jaxpipe.memory import StepMemory, step_memory
 from jaxpipe.mesh import TENSOR, traced_on
 from jaxpipe.model import Logical, Outline
 from jaxpipe.norms import global_norm, layer_norms
@@ -25,7 +26,7 @@ from jaxpipe.partition import Partition
 from jaxpipe.schedules import Schedule, Timeline, forward_only
 from jaxpipe.spec import abstract, is_traced
 from jaxpipe.spread import Held, held, join
-from jaxpipe.stages import build_stages, check_remat
+from jaxpipe.stages import Stages, build_stages, check_remat
 from jaxpipe.state import TrainState
 from jaxpipe.step import Step
 from jaxpipe.storage import Placed, abstract_placed, logical, place, specs
@@ -76,19 +77,25 @@ class Machine:
         make = lambda: self._model.outline_on(self._mesh, self._outline(batch))
         return self._once("local", batch, make)
 
+    def stages(self, batch: Batch, *, train: bool = True) -> Stages:  # noqa: D102
+        def make() -> Stages:
+            given, settled, local = self._settings, self._settled(batch), self._local(batch)
+            build = lambda: build_stages(
+                self._model, local, settled.partition, settled.schedule.placement, settled.layout,
+                remat=given.remat, train=train, scaled=train and given.loss_scale is not None,
+            )  # fmt: skip
+            return traced_on(self._mesh, build)
+
+        return self._once(f"stages {train}", batch, make)
+
     def _step(self, batch: Batch, *, train: bool) -> Step:
         def make() -> Step:
-            given, settled, local = self._settings, self._settled(batch), self._local(batch)
-            table = settled.schedule
+            given, settled = self._settings, self._settled(batch)
+            table, stages = settled.schedule, self.stages(batch, train=train)
             if not train:
                 table = forward_only(
                     table.num_ranks, table.num_microbatches, placement=table.placement
                 )
-            build = lambda: build_stages(
-                self._model, local, settled.partition, table.placement, settled.layout,
-                remat=given.remat, train=train, scaled=train and given.loss_scale is not None,
-            )  # fmt: skip
-            stages = traced_on(self._mesh, build)
             fuse = train and self.lockstep.fuse
             always = self.lockstep.steady and table.latency > 0
             program = lower(table, stages.codes, stages.first_layers, fuse=fuse, always=always)
@@ -118,6 +125,13 @@ class Machine:
 
     def program(self, batch: Batch) -> Program:  # noqa: D102
         return self._step(batch, train=True).program
+
+    def memory(self, batch: Batch) -> StepMemory:  # noqa: D102
+        def make() -> StepMemory:
+            step, optimizer = self._step(batch, train=True), self._settings.optimizer
+            return step_memory(step, optimizer, self._feed.abstract(batch), self._mesh)
+
+        return self._once("memory", batch, make)
 
     # Functions that run on the mesh.
 

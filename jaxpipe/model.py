@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -207,9 +207,10 @@ class PipelineModule:
         check_fields(batch, {x.name: x.batch_inputs for x in self.layers})
         x, params, dims = batch["inputs"], {}, {}
         inputs, outputs = [], []
+        shape = _Shapes(self, batch)
         for layer in self.layers:
             inputs.append(x)
-            boxed = self._shape(layer, batch, x, "init", layer.make, layer.side_inputs(batch))
+            boxed = shape(layer, x, "init", layer.make, layer.side_inputs(batch))
             fresh = unboxed(boxed)
             dims.setdefault(layer.owner, tensor_dims(boxed))
             known = params.setdefault(layer.owner, fresh)
@@ -219,7 +220,7 @@ class PipelineModule:
                     f" {describe(fresh)} and not {describe(known)}; ties need equal shapes."
                 )
             run = functools.partial(self.apply_layer, layer, train=False)
-            x = self._shape(layer, batch, x, "apply", run, known)
+            x = shape(layer, x, "apply", run, known)
             outputs.append(x)
         jax.eval_shape(self.metric_terms, x, batch)
         return Outline(tuple(inputs), tuple(outputs), params, batch, dims)
@@ -241,11 +242,12 @@ class PipelineModule:
 
         def trace() -> tuple[list[PyTree], list[PyTree]]:
             x, inputs, outputs = outline.batch["inputs"], [], []
+            shape = _Shapes(self, outline.batch)
             for layer, whole in zip(self.layers, outline.inputs, strict=True):
                 inputs.append(x)
                 _check_cut(f"layer {layer.name}", layer.takes_cut, x, whole, LayerError)
                 run = functools.partial(self.apply_layer, layer, train=False)
-                x = self._shape(layer, outline.batch, x, "apply", run, params[layer.owner])
+                x = shape(layer, x, "apply", run, params[layer.owner])
                 outputs.append(x)
             for fn in (self.loss_fn, *self.metric_fns.values()):
                 name = getattr(fn, "__name__", "loss_fn")
@@ -258,23 +260,41 @@ class PipelineModule:
             outline, inputs=tuple(inputs), outputs=tuple(outputs), params=params
         )
 
-    def _shape(
-        self, layer: Layer, batch: Batch, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree
+
+class _Shapes:
+    """`jax.eval_shape` of layers' init and apply; layers that are alike are traced once."""
+
+    def __init__(self, model: PipelineModule, batch: Batch):
+        self._model, self._batch = model, batch
+        self._known: dict[Hashable, PyTree] = {}
+
+    def __call__(
+        self, layer: Layer, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree
     ) -> PyTree:
-        """`jax.eval_shape` of a layer's init or apply, with the place in the error."""
-        try:
-            if what == "init":
-                key = jax.eval_shape(lambda: jax.random.key(0))
-                return jax.eval_shape(fn, key, cast_floats_spec(x, self.compute_dtype), more)
-            return jax.eval_shape(lambda p, x, b: fn(p, x, b, jax.random.key(0)), more, x, batch)
-        except LayerError as error:
-            raise LayerError(f"layer {layer.name}: {error}") from None
-        except Exception as error:
-            before = self.layers[layer.index - 1].name if layer.index else "batch['inputs']"
-            raise LayerError(
-                f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change either"
-                f" so that they fit. {layer.type_name} said: {type(error).__name__}: {error}"
-            ) from error
+        """Of `fn`, which is what the layer does, of `x` and `more`; names the layer in errors."""
+        leaves, tree = jax.tree.flatten((x, more))
+        key = what, layer.kind, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        if key not in self._known:
+            try:
+                self._known[key] = self._trace(x, what, fn, more)
+            except LayerError as error:
+                raise LayerError(f"layer {layer.name}: {error}") from None
+            except Exception as error:
+                layers = self._model.layers
+                before = layers[layer.index - 1].name if layer.index else "batch['inputs']"
+                raise LayerError(
+                    f"layer {layer.name} cannot take what {before} gives, {describe(x)}. Change"
+                    f" either so that they fit. {layer.type_name} said: {type(error).__name__}:"
+                    f" {error}"
+                ) from error
+        return self._known[key]
+
+    def _trace(self, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree) -> PyTree:
+        if what == "init":
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            return jax.eval_shape(fn, key, cast_floats_spec(x, self._model.compute_dtype), more)
+        run = lambda p, x, b: fn(p, x, b, jax.random.key(0))
+        return jax.eval_shape(run, more, x, self._batch)
 
 
 def _terms(fn: LossFn, outputs: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:

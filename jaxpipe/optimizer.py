@@ -34,10 +34,7 @@ class PlacedOptimizer:
     def __init__(self, optimizer: optax.GradientTransformation, params: Layout):
         self._at_rest = params
         self.params = params.trainable.cut
-        abstract = self.params.treedef.unflatten(
-            [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.params.leaves]
-        )
-        self.state = state_layout(jax.eval_shape(optimizer.init, abstract), self.params)
+        self.state = state_layout(optimizer, params)
         self._init = Spread(
             lambda p: (optimizer.init(p),), [self.params], [self.state], "optimizer.init"
         )
@@ -100,13 +97,16 @@ class PlacedOptimizer:
         return Held(own_part(self.params, params.rows), params.shared)
 
 
-def state_layout(state: PyTree, params: Layout) -> Layout:
+def state_layout(optimizer: optax.GradientTransformation, params: Layout) -> Layout:
     """Where an optimizer's state lives: a leaf that stands under a layer's name, with its layer.
 
     Args:
-      state: abstract, as `optimizer.init` gives it.
-      params: layout of the trainable parameters.
+      optimizer: from optax.
+      params: layout of the parameters at rest.
     """
+    params = params.trainable.cut
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in params.leaves]
+    state = jax.eval_shape(optimizer.init, params.treedef.unflatten(shapes))
     ranks, inner = _layers_of(params)
     cuts = {leaf.path: (leaf.shape, leaf.tensor_dim) for leaf in params.leaves}
     leaves = []

@@ -95,7 +95,7 @@ class Step:
             were built without.
         """
         moving = self.layout.trainable
-        within = moving.cut if self._each_use else dataclasses.replace(moving, is_cut=False)
+        within = moving.cut if self.each_use else dataclasses.replace(moving, is_cut=False)
         wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)
         zeros = {
             name: jnp.zeros(within.row_shape(name), wide(spec.dtype))
@@ -146,9 +146,9 @@ class Step:
         scale: jax.Array | None = None,
     ) -> Carry:
         rows = cast_floats(send_copies(self.layout, rows), self.compute_dtype)
-        if self.layout.is_cut and not self._each_use:
+        if self.layout.is_cut and not self.each_use:
             rows = gather_parts(self.layout, rows)
-        parts = self.layout.num_parts if self._each_use else 1
+        parts = self.layout.num_parts if self.each_use else 1
         weights = Weights(rows, parts if self.layout.is_cut else 1, parts)
         program, training = self.program, "grads" in carry
         payload = payload_packing(self.stations, backward=training)
@@ -166,7 +166,7 @@ class Step:
         return run_program(program, actions, payload, carry, self.fill, in_turn=self.in_turn)
 
     @property
-    def _each_use(self) -> bool:
+    def each_use(self) -> bool:
         """Whether actions gather and scatter what is cut."""
         return self.zero.per == "use" and self.layout.num_parts > 1
 

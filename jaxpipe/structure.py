@@ -1,6 +1,7 @@
 """What is settled once, by what `initialize` is given and by the first batch's shapes."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import optax
@@ -58,13 +59,23 @@ class Structure:
       schedule: the training schedule.
       partition: which layers make up which stage.
       layout: where the parameters live at rest.
-      optimizer: for these, or None.
+      transformation: from optax, or None.
     """
 
     schedule: Schedule
     partition: Partition
     layout: Layout
-    optimizer: PlacedOptimizer | None
+    transformation: optax.GradientTransformation | None
+
+    @functools.cached_property
+    def optimizer(self) -> PlacedOptimizer | None:
+        """For the trainable parameters, or None; traced when it is asked for.
+
+        Raises:
+          OptimizerError: when it mixes whole arrays of different layers.
+        """
+        given = self.transformation
+        return None if given is None else PlacedOptimizer(given, self.layout)
 
 
 def settle(settings: Settings, outline: Outline, local: Outline) -> Structure:
@@ -102,8 +113,7 @@ def settle(settings: Settings, outline: Outline, local: Outline) -> Structure:
 
     table = wanted.find(trace, mesh) if isinstance(wanted, Auto) else wanted
     found, layout = cut(table.placement)
-    optimizer = settings.optimizer and PlacedOptimizer(settings.optimizer, layout)
-    return Structure(table, found, layout, optimizer)
+    return Structure(table, found, layout, settings.optimizer)
 
 
 def lockstep_on(mesh: Mesh, remat: Remat) -> Lockstep:

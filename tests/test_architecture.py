@@ -19,7 +19,7 @@ losses mesh simulate_devices batch zero loss_scale processes
 tensor feed gather cache sampling replicas
 layers
 model jaxpr watch signals
-costs
+costs liveness
 storage
 slicing
 backward
@@ -28,6 +28,7 @@ stages pieces
 fresh spread
 step auto norms
 optimizer
+memory
 state timeline structure compiler_options
 decoding
 machine
