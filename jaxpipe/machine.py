@@ -176,9 +176,9 @@ class Machine:
             key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         )
         settled = self._settled(batch)
+        optimizer = settled.optimizer  # first: it may be one that cannot be used
         params = self._fresh(settled, key, batch)
         run_key = jax.random.fold_in(key, len(self._model.layers))  # no layer has this one
-        optimizer = settled.optimizer
         opt_state = None
         if optimizer is not None:
             start = lambda p: join(optimizer.init(held(p)), optimizer.state)
