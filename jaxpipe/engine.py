@@ -34,7 +34,8 @@ class Engine(NamedTuple):
     batch are a process's own rows (`local_rows`); arrays that span processes are taken as they are.
 
     Attributes:
-      init: `(key, batch) -> state`; each device builds its own stages only. `batch` gives shapes.
+      init: `(key, batch, params) -> state`; each device builds its own stages only. `batch` gives
+        shapes; `params`, placed, take the place of fresh ones where they are given.
       train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
         Metrics are scalars: `loss`, `weight` (what a loss sum was divided by), `grad_norm` (over
         all stages, before clipping), `skipped`, and `loss_scale` of this step where there is one;
@@ -75,7 +76,7 @@ class Engine(NamedTuple):
       lockstep: how the ranks wait for each other in this engine's loop, for `schedules.simulate`.
     """
 
-    init: Callable[[jax.Array, Batch], TrainState]
+    init: Callable[..., TrainState]
     train_batch: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_batch: Callable[[TrainState, Batch], Metrics]
     predict: Callable[[TrainState, Batch], PyTree]

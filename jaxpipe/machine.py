@@ -171,13 +171,15 @@ class Machine:
     def local_rows(self, size: int) -> slice:  # noqa: D102
         return self._feed.rows(size)
 
-    def init(self, key: jax.Array, batch: Batch) -> TrainState:  # noqa: D102
+    def init(  # noqa: D102
+        self, key: jax.Array, batch: Batch, params: Placed | None = None
+    ) -> TrainState:
         key = (
             key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         )
         settled = self._settled(batch)
         optimizer = settled.optimizer  # first: it may be one that cannot be used
-        params = self._fresh(settled, key, batch)
+        params = self._fresh(settled, key, batch) if params is None else params
         run_key = jax.random.fold_in(key, len(self._model.layers))  # no layer has this one
         opt_state = None
         if optimizer is not None:

@@ -39,6 +39,7 @@ config
 learning_rate
 optimizers
 build convert prepare
+pretrained
 trainer
 measurement
 cli

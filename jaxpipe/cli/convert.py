@@ -50,7 +50,8 @@ class Export:
 class Import:
     """Read a GPT-2 or Llama of Hugging Face's transformers into a checkpoint, a layer at a time.
 
-    The checkpoint has step 0 and parameters alone. An example: jaxpipe import gpt2 --out gpt2-here
+    The checkpoint has step 0 and parameters alone; a tokenizer.json is kept beside it. What is
+    printed says how to train on from there. An example: jaxpipe import gpt2 --out gpt2-here
     """
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -66,12 +67,15 @@ class Import:
         """Reads and writes, says what, and returns the exit code."""
         logging.getLogger(_QUIET).setLevel(logging.ERROR)
         from jaxpipe.checkpoint import Checkpoints
-        from jaxpipe.convert import describe_model, read_huggingface
+        from jaxpipe.convert import copy_tokenizer, describe_model, read_huggingface
+        from jaxpipe.pretrained import settings_for
 
         found = read_huggingface(self.path, dtype=self.dtype, vocab_size=self.vocab_size)
         about = {"model": describe_model(found.config)}
         with Checkpoints(self.out) as checkpoints:
             checkpoints.save(0, {"params": found.params}, metadata=about)
             path = checkpoints.path(0)
-        print(f"{found.config}\n{path}")
+        kept = copy_tokenizer(self.path, self.out)
+        print(f"{found.config}\n{path}\n\nTo train on from there, set:\n")
+        print(settings_for(found.config, self.out, kept), end="")
         return 0

@@ -60,6 +60,9 @@ class ModelConfig:
     more, up to the next multiple of 64. A run fills it in."""
     tied: bool = False
     """Whether the output shares the embedding's vectors, although they lie on different ranks."""
+    start_from: str | None = None
+    """A checkpoint whose parameters the run starts from, or the folder of a run, or one that
+    `jaxpipe import` wrote: then the newest there. null: fresh parameters."""
 
     FREE = ()
 

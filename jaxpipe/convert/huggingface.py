@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from jaxpipe.convert.tensors import TensorFiles, write_files
 from jaxpipe.errors import ConvertError, first_few
 from jaxpipe.losses import cross_entropy
 from jaxpipe.model import PipelineModule
+
+TOKENIZER = "tokenizer.json"
 
 
 class Found(NamedTuple):
@@ -147,6 +150,17 @@ def read_huggingface(
             shape = shape[key]
         inside[last] = _Leaf(rule, files, names, tuple(shape.shape), jnp.dtype(dtype))
     return Found(config, LogicalTree(tree))
+
+
+def copy_tokenizer(folder: Path, out: Path) -> Path | None:
+    """Keeps a model's `tokenizer.json` in another folder; None where it has none.
+
+    It is what `data.tokenizer` takes.
+    """
+    file = folder / TOKENIZER
+    if not file.is_file():
+        return None
+    return Path(shutil.copyfile(file, out / TOKENIZER))
 
 
 def _shapes(layers: Any) -> dict[str, Any]:

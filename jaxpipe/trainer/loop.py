@@ -24,6 +24,7 @@ from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report, StepWork
 from jaxpipe.partition import Partition
 from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
+from jaxpipe.pretrained import start_of, start_params
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.facts import code_facts
 from jaxpipe.replicas import Replicas
@@ -233,14 +234,25 @@ class _Run(NamedTuple):
             records.note(f"LOST: {problem}")
             records.history.add("lost", problem=str(problem))
         if step is None:
-            with records.sections.enter("start"):
-                return _Position(self.engine.init(jax.random.key(seed), batch), 0, 1)
+            return _Position(self._fresh(jax.random.key(seed), batch), 0, 1)
         records.note(f"resuming from step {step}: {self.checkpoints.path(step)}")
         records.history.add("resumed", step=step)
         with records.sections.enter("restore", step):
             state = self.checkpoints.restore(step, self.engine.abstract_state(batch))
         data = self.checkpoints.manifest(step).metadata["data"]
         return _Position(state, step, data["next_batch"])
+
+    def _fresh(self, key: jax.Array, batch: Batch) -> TrainState:
+        """A state before the first step, with the parameters that the run starts from, if any."""
+        path = start_of(self.folder.config)
+        if path is None:
+            with self.records.sections.enter("start"):
+                return self.engine.init(key, batch)
+        self.records.note(f"starting from the parameters in {path}")
+        with self.records.sections.enter("restore"):
+            params = start_params(path, self.engine.abstract_state(batch).params)
+        with self.records.sections.enter("start"):
+            return self.engine.init(key, batch, params)
 
     def going_on(self, at: _Position) -> Outcome:
         """Trains from there to the end, or until it is stopped."""

@@ -6,6 +6,7 @@ from jaxpipe.build import build_engine
 from jaxpipe.config import Config, Resume, choose, validate
 from jaxpipe.metrics import Console, NoConsole, console_for
 from jaxpipe.prepare import dataset_of, resolved
+from jaxpipe.pretrained import start_of
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.sections import Sections
 from jaxpipe.trainer.facts import facts_of
@@ -50,6 +51,8 @@ def run(
             dataset = dataset_of(config, records.note, processes)
             config = resolved(config, dataset)
             folder = choose(config, resume)
+            if not folder.resume:
+                start_of(config)  # before anything is built
             # Also so that all have chosen a folder before the first process changes it.
             processes.compare(facts_of(folder, dataset))
             records.note(str(dataset))
