@@ -10,6 +10,7 @@ from jaxpipe.errors import BatchError
 from jaxpipe.spec import describe, is_traced
 
 PyTree = Any
+IGNORED = -100  # a target that does not count, as PyTorch and transformers have it
 Batch = Mapping[str, PyTree]
 
 
@@ -66,7 +67,8 @@ def check_divisible(size: int, num_microbatches: int, num_data: int) -> None:
 def check_ids(batch: Batch, ranges: Mapping[str, tuple[int, int]]) -> None:
     """Raises `BatchError` for ids outside their range: JAX would clamp them in silence.
 
-    Fields on an accelerator, or spread over processes, are not fetched and so not checked.
+    So it does for what are no integers. A target may be `IGNORED`. Fields on an accelerator, or
+    spread over processes, are not fetched and so not checked.
     """
     for field, (low, high) in ranges.items():
         if field not in batch:
@@ -78,7 +80,14 @@ def check_ids(batch: Batch, ranges: Mapping[str, tuple[int, int]]) -> None:
             if any(device.platform != "cpu" for device in ids.devices()):
                 continue
         ids = np.asarray(ids)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise BatchError(
+                f"batch field {field!r} holds {ids.dtype}, expected the integers of ids:"
+                f" {low} <= id < {high}."
+            )
         wrong = (ids < low) | (ids >= high)
+        if field == "targets":
+            wrong &= ids != IGNORED
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise BatchError(

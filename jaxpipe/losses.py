@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from jaxpipe.batch import IGNORED
 from jaxpipe.errors import BatchError
 
 
@@ -22,7 +23,8 @@ def cross_entropy(
     Args:
       outputs: logits `[..., vocab]`, of any floating point type; computed in float32.
       batch: `"targets"`, integers `[...]`; and where not all of them count alike, `"weights"`,
-        numbers `[...]`. A target of weight 0 does not count, and may be any integer.
+        numbers `[...]`. A target of weight 0 does not count, and may be any integer; neither does
+        one of -100, whatever it weighs.
 
     Returns:
       The weighted sum of the losses and the sum of the weights, two float32 scalars. A target that
@@ -59,7 +61,7 @@ def classes(shape: tuple[int, ...], batch: Mapping[str, jax.Array]) -> tuple[jax
         raise BatchError(
             f'Got batch["targets"] of type {targets.dtype}, expected the integers of the classes.'
         )
-    return targets, _weights(batch, shape)
+    return targets, jnp.where(targets == IGNORED, 0, _weights(batch, shape))
 
 
 def weighed(targets: jax.Array, weights: jax.Array, vocab: int) -> tuple[jax.Array, jax.Array]:

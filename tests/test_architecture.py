@@ -15,7 +15,8 @@ HOUSE = """
 errors spec devices sections
 schedules
 partition
-losses mesh simulate_devices batch zero loss_scale processes
+batch
+losses mesh simulate_devices zero loss_scale processes
 tensor feed gather cache sampling replicas
 layers
 model jaxpr watch signals

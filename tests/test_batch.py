@@ -92,6 +92,26 @@ def test_ids_out_of_range_are_shown_with_their_place(make: Any, ids: Any, wrong:
         check_ids(dict(inputs=make(ids)), RANGES)
 
 
+@pytest.mark.parametrize("ids", [[0.0], [True], [np.nan]])
+def test_what_are_no_integers_are_no_ids(ids: Any):
+    with pytest.raises(BatchError, match=r"'inputs' holds (float64|bool), expected the integers"):
+        check_ids(dict(inputs=np.array(ids)), RANGES)
+
+
+def test_ids_that_int32_cannot_hold_are_seen_before_they_are_cut():
+    with pytest.raises(BatchError, match=f"holds {2**40 + 1} at"):
+        check_ids(dict(inputs=np.array([2**40 + 1])), RANGES)  # 1, in 32 bits
+    check_ids(dict(inputs=np.array([65535], np.uint16)), dict(inputs=(0, 65536)))
+
+
+def test_targets_may_be_ignored_and_nothing_else_may_be_negative():
+    ranges = dict(inputs=(0, 16), targets=(0, 16))
+    check_ids(dict(inputs=np.array([1]), targets=np.array([-100])), ranges)
+    for wrong in (dict(inputs=np.array([-100])), dict(targets=np.array([-1]))):
+        with pytest.raises(BatchError, match="outside 0 <= id < 16"):
+            check_ids(wrong, ranges)
+
+
 def test_ids_in_range_pass_and_other_fields_are_let_be():
     check_ids(dict(inputs=np.array([0, 15]), targets=np.array([99])), RANGES)
     check_ids(dict(targets=np.array([99])), RANGES)

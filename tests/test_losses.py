@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpipe.errors import BatchError
-from jaxpipe.losses import cross_entropy, mean_squared_error
+from jaxpipe.losses import accuracy, cross_entropy, mean_squared_error
 
 cross_entropy_fn = jax.jit(cross_entropy)
 gradient_fn = jax.jit(jax.value_and_grad(lambda x, batch: cross_entropy(x, batch)[0]))
@@ -69,7 +69,7 @@ def test_half_precision_logits_are_summed_in_float32(dtype):
     assert gradient_fn(logits, batch)[1].dtype == dtype
 
 
-@pytest.mark.parametrize("target", [-1, -100, 5, 2**31 - 1])
+@pytest.mark.parametrize("target", [-1, -99, 5, 2**31 - 1])
 def test_a_target_that_is_no_class_gives_nan_and_not_some_other_class(target):
     logits = jnp.zeros((2, 5))
     batch = {"targets": jnp.array([1, target])}
@@ -86,6 +86,16 @@ def test_a_target_of_no_weight_may_be_anything(target):
     assert total == cross_entropy_fn(logits[:1], {"targets": jnp.array([1])})[0]
     assert (gradient[1] == 0).all()
     assert cross_entropy_fn(logits, batch)[1] == 1
+
+
+def test_a_target_of_minus_100_does_not_count():
+    logits = jax.random.normal(jax.random.key(0), (3, 5))
+    batch = {"targets": jnp.array([1, -100, 4])}
+    total, gradient = gradient_fn(logits, batch)
+    rest = {"targets": jnp.array([1, 4])}
+    assert total == cross_entropy_fn(logits[jnp.array([0, 2])], rest)[0]
+    assert cross_entropy_fn(logits, batch)[1] == 2
+    assert (gradient[1] == 0).all() and accuracy(logits, batch)[1] == 2
 
 
 def test_the_mean_squared_error_is_that_of_numpy():

@@ -63,7 +63,7 @@ def start(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
 def test_what_takes_no_longer_than_it_may_ends_by_itself(tmp_path):
     done = start(tmp_path, "not at all")
     assert (done.returncode, done.stdout, done.stderr) == (0, "done not at all\n", "")
-    assert [path.name for path in tmp_path.rglob("*")] == ["watch"]  # which is empty
+    assert list(tmp_path.iterdir()) == []
     assert last_hang(tmp_path) is None
 
 
@@ -167,4 +167,4 @@ def test_a_watchdog_leaves_when_something_fails(tmp_path):
         raise ZeroDivisionError
     with sections.enter("step", step=2):
         time.sleep(0.3)
-    assert list((tmp_path / "watch").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,13 @@
 """All processes of a run, as one of them sees them."""
 
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
-from jaxpipe.errors import MeshError, ProcessError
+from jaxpipe.errors import MeshError, ProcessError, first_few
 from jaxpipe.processes.ending import LOST, Ending, end_alone
 from jaxpipe.processes.facts import differences
 from jaxpipe.processes.member import Member
+from jaxpipe.processes.rows import Rows, row_problems, rows_of
 from jaxpipe.processes.stuck import Stuck, Witness
 
 
@@ -92,6 +93,33 @@ class Processes:
             raise ProcessError(
                 f"the processes do not run the same thing:\n  {lines}\nStart all of them with the"
                 " same code, packages, text and configuration."
+            )
+
+    def compare_rows(self, rows: slice, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Checks that processes give the same rows where they are to, and others where not.
+
+        All call it together, before they train.
+
+        Args:
+          rows: which rows of each batch are this process's, from `Engine.local_rows`.
+          batches: some, of which this process has arrays `[its rows, ...]`; two will do.
+
+        Raises:
+          ProcessError: two processes read the same shard, for example.
+        """
+        if self._member is None:
+            return
+        self._compared += 1
+        why = f"did not show its rows within {self._patience:g} s"
+        own = rows_of(rows, batches)
+        everybody = self._member.gather(
+            f"rows {self._compared}", own, timeout=self._patience, why=why
+        )
+        if found := row_problems([Rows(*said) for said in everybody]):
+            lines = "\n  ".join(first_few(found))
+            raise ProcessError(
+                f"processes do not give the rows of a batch that they are to give:\n  {lines}\nGive"
+                " each process the rows that Engine.local_rows says."
             )
 
     def wait(self, patience: float | None = None) -> None:

@@ -150,6 +150,8 @@ def _opened(
             Crashes(folder.path, facts).hung(hang)
     said = {"partition": str(plan.partition), "schedule": str(engine.schedule)}
     processes.compare(said)
+    rows = engine.local_rows(folder.config.trainer.batch_size)
+    processes.compare_rows(rows, [plan.batches[number] for number in (1, 2)])
     records.start(folder, about=plan.about, data=str(dataset), hang=hang, **said)
     crashes = Crashes(folder.path, facts, processes.index)
     crashes.check()

@@ -105,6 +105,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         self._processes.witnessed(None)
         self._whereabouts.close()
         self._stacks.close()
+        with contextlib.suppress(OSError):  # others are still there, or have left something
+            (self._folder / FOLDER).rmdir()
 
     def doing(self) -> Doing | None:
         """What the main thread is doing."""
