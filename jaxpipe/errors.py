@@ -77,6 +77,10 @@ class CorruptStateError(JaxpipeError):
     exit_code = 1
 
 
+class OutOfMemoryError(JaxpipeError):
+    """Too little memory on a device for what it is to do."""
+
+
 class ConvertError(JaxpipeError):
     """Weights that cannot be read from, or written for, another library."""
 

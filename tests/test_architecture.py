@@ -34,6 +34,7 @@ state timeline structure compiler_options
 decoding
 machine
 engine
+exhaustion
 nn
 models checkpoint data metrics crashes
 config

@@ -20,6 +20,7 @@ from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
 from jaxpipe.errors import CorruptStateError, DataTimeoutError
+from jaxpipe.exhaustion import memory_explained
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report, StepWork
 from jaxpipe.partition import Partition
@@ -275,7 +276,10 @@ class _Run(NamedTuple):
         for step in range(at.step + 1, end + 1):
             number, self.crashes.step = at.batch + step - at.step - 1, step
             batch = self._next(batches, step)
-            with self.records.sections.enter("compile" if step == at.step + 1 else "step", step):
+            with (
+                self.records.sections.enter("compile" if step == at.step + 1 else "step", step),
+                memory_explained(self.engine, batch),
+            ):
                 state, metrics = self.engine.train_batch(state, batch)
                 report.step(step, metrics)
                 stop = self._stops()
