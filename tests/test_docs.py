@@ -3,6 +3,7 @@
 Their programs run when the pages are built (`.ci/run`), not here.
 """
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -101,3 +102,23 @@ def test_the_reference_has_everything(generated):
     markers = [re.findall(r"(?m)^% generated: (\w+)$", page.read_text()) for page in PAGES]
     assert {part for parts in markers for part in parts} == generated.PARTS.keys()
     assert {"train", "draw"} < set(generated.commands())
+
+
+def templates() -> list[str]:
+    """Every text in the package's code, with … for what is put in."""
+    found = []
+    for path in Path(jp.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return [" ".join(text.split()) for text in found]
+
+
+def test_messages_that_are_explained_are_the_librarys():
+    page, known = DOCS / "troubleshooting.md", templates()
+    messages = [" ".join(b.text.split()) for b in blocks(page) if b.language == "text"]
+    assert len(messages) > 40
+    assert [text for text in messages if not any(text in template for template in known)] == []
