@@ -29,10 +29,12 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "jaxpipe"
 html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "myst-nb.lexer"]
 
 nb_execution_mode = "force"
 nb_execution_timeout = 300

@@ -32,7 +32,7 @@ ROOMS = (
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Lets pages ask for generated parts."""
     app.connect("source-read", fill_in)
-    app.connect("autodoc-process-docstring", spell)
+    app.connect("autodoc-process-docstring", spell, priority=400)  # before napoleon
     return dict(parallel_read_safe=True)
 
 
