@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxpipe.mesh import make_mesh as make_mesh
     from jaxpipe.model import PipelineModule as PipelineModule
     from jaxpipe.partition import Partition as Partition
+    from jaxpipe.planner import Plan as Plan
+    from jaxpipe.planner import plan as plan
     from jaxpipe.processes import Launch as Launch
     from jaxpipe.processes import Processes as Processes
     from jaxpipe.processes import start_processes as start_processes
@@ -40,6 +42,7 @@ _HOMES = {
     "LayerSpec": "layers",
     "LossScale": "loss_scale",
     "Partition": "partition",
+    "Plan": "planner",
     "PipelineModule": "model",
     "Processes": "processes",
     "TiedLayerSpec": "layers",
@@ -48,6 +51,7 @@ _HOMES = {
     "describe_mesh": "mesh",
     "initialize": "engine",
     "make_mesh": "mesh",
+    "plan": "planner",
     "start_processes": "processes",
 }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxpipe import losses, nn
 from jaxpipe.config import Config, PipelineConfig
@@ -17,14 +18,20 @@ from jaxpipe.optimizers import build_optimizer
 from jaxpipe.zero import Zero
 
 
-def build_engine(config: Config) -> Engine:
+def build_engine(config: Config, mesh: Mesh | None = None) -> Engine:
     """The engine that a configuration describes.
+
+    Args:
+      config: the run.
+      mesh: of the sizes that it says; by default of the devices that there are.
 
     Raises:
       JaxpipeError: there are too few devices, or the model cannot be cut as asked.
     """
     pipeline = config.pipeline
-    _check_devices(pipeline)
+    if mesh is None:
+        _check_devices(pipeline)
+        mesh = make_mesh(pipe=pipeline.ranks, data=pipeline.data, tensor=pipeline.tensor)
     is_classifier = config.model.reads == "images"
     model = PipelineModule(
         layers=build_layers(config),
@@ -35,7 +42,7 @@ def build_engine(config: Config) -> Engine:
     )
     return initialize(
         model,
-        mesh=make_mesh(pipe=pipeline.ranks, data=pipeline.data, tensor=pipeline.tensor),
+        mesh=mesh,
         optimizer=build_optimizer(config.optimizer, config.trainer.steps),
         schedule=pipeline.schedule,
         num_microbatches=pipeline.microbatches,

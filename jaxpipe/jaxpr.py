@@ -98,6 +98,12 @@ def scope(eqn: Eqn) -> str:
     return str(eqn.source_info.name_stack)
 
 
+def axes(eqn: Eqn) -> tuple[Any, ...]:
+    """The mesh axes over which an equation communicates; none for most."""
+    found = eqn.params.get("axes", eqn.params.get("axis_name", ()))
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
+
+
 class Loop(NamedTuple):
     """What a `lax.scan` equation runs: inputs are constants, carry, slices; outputs carry, slices.
 

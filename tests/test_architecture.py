@@ -42,7 +42,7 @@ learning_rate
 optimizers
 build convert prepare
 pretrained
-trainer
+trainer planner
 measurement
 cli
 __main__

@@ -22,6 +22,7 @@ from jaxpipe.cli.check import Check
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.inspect import Inspect, Verify
+from jaxpipe.cli.plan import PlanRun
 from jaxpipe.cli.resume import ResumeRun
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
@@ -35,6 +36,7 @@ COMMANDS = {
     "train": Train,
     "resume": ResumeRun,
     "check": Check,
+    "plan": PlanRun,
     "timeline": DrawTimeline,
     "draw": Draw,
     "inspect": Inspect,
