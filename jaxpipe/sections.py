@@ -29,9 +29,9 @@ class Section(NamedTuple):
 
 Listener = Callable[[Section | None], None]
 
-TRAINER_SECTIONS = ("start", "compile", "data", "step", "evaluation", "restore", "save")
+TRAINER_SECTIONS = ("start", "compile", "data", "step", "evaluation", "restore", "save", "timeline")
 """What `jaxpipe train` does: all before its first step; a step that compiles; waiting for a batch;
-a step; an evaluation; reading and writing a checkpoint."""
+a step; an evaluation; reading and writing a checkpoint; measuring a step when all is done."""
 
 
 class Sections:

@@ -22,11 +22,17 @@ from jaxpipe.config import (
     choose,
 )
 from jaxpipe.engine import Engine
+from jaxpipe.errors import JaxpipeError
 from jaxpipe.metrics import PlainConsole
 from jaxpipe.partition import LayerCost, Partition, partition
 from jaxpipe.prepare import dataset_of, resolved
 from jaxpipe.schedules import Lockstep, Schedule, forward_only
 from jaxpipe.trainer import train
+
+
+def refuse(state, batch):
+    raise JaxpipeError("the profile shows nothing")
+
 
 LAYERS = [LayerCost("the layer", "Layer", 10, 20, 30)]
 
@@ -43,6 +49,7 @@ class PretendedEngine(NamedTuple):
     compiler_options: Callable[[], dict[str, Any]] = lambda: {"an_option": True}
     partition: Callable[..., Partition] = lambda batch: partition(LAYERS, 1, "uniform")
     lockstep: Lockstep = Lockstep()
+    timeline: Callable[..., Any] = refuse
     local_rows: Callable[[int], slice] = lambda size: slice(0, size)
 
 

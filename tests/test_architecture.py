@@ -36,7 +36,7 @@ machine
 engine
 exhaustion
 nn
-models checkpoint data metrics crashes
+models checkpoint data metrics crashes summary
 config
 learning_rate
 optimizers
@@ -49,7 +49,7 @@ __main__
 """
 FLOORS = [line.split() for line in HOUSE.split("\n") if line]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-NO_JAX = ("schedules", "partition", "errors", "config", "data")
+NO_JAX = ("schedules", "partition", "errors", "config", "data", "summary")
 SEMI_PUBLIC = ("jax.extend", "jax.interpreters")
 
 

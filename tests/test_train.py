@@ -32,6 +32,7 @@ from jaxpipe.metrics import Diverged
 from jaxpipe.partition import partition
 from jaxpipe.prepare import batches_of, corpus_of
 from jaxpipe.schedules import forward_only
+from jaxpipe.summary import StepRecord
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -264,6 +265,10 @@ def test_the_program_trains_resumes_and_stops_at_nan(tmp_path, text):
     losses = losses_of(folder)
     assert list(losses) == list(range(1, 9))
     assert losses[8] < losses[1]
+    step = StepRecord.read(folder / "timeline.json")
+    assert step is not None and step.fastest is not None
+    page = (folder / "summary.html").read_text()
+    assert f"<b>{step.fastest.bubble_fraction:.1%}</b><span>bubble, measured" in page
 
     # As if it had been killed after the checkpoint of step 4.
     shutil.rmtree(folder / "checkpoints" / "step_00000008")

@@ -24,6 +24,7 @@ from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.inspect import Inspect, Verify
 from jaxpipe.cli.plan import PlanRun
 from jaxpipe.cli.resume import ResumeRun
+from jaxpipe.cli.summary import Summary
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, read
@@ -39,6 +40,7 @@ COMMANDS = {
     "plan": PlanRun,
     "timeline": DrawTimeline,
     "draw": Draw,
+    "summary": Summary,
     "inspect": Inspect,
     "verify": Verify,
     "export": Export,

@@ -28,7 +28,7 @@ def in_words(section: Section) -> str:
     words = _WORDS.get(section.name, section.name)
     if section.step is None:
         return words
-    after = " after" if section.name in ("evaluation", "save", "restore") else ""
+    after = " after" if section.name in ("evaluation", "save", "restore", "timeline") else ""
     return f"{words}{after} step {section.step}"
 
 

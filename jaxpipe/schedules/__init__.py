@@ -3,6 +3,8 @@
 from jaxpipe.schedules import draw as draw
 from jaxpipe.schedules import pictures as pictures
 from jaxpipe.schedules.cost_text import parse_costs as parse_costs
+from jaxpipe.schedules.estimated import BACKWARD as BACKWARD
+from jaxpipe.schedules.estimated import estimated_costs as estimated_costs
 from jaxpipe.schedules.families.decoding import decoding as decoding
 from jaxpipe.schedules.families.dualpipe_v import dualpipe_v as dualpipe_v
 from jaxpipe.schedules.families.forward_only import forward_only as forward_only

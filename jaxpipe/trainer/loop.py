@@ -19,7 +19,7 @@ from jaxpipe.config import Config, RunDirectory, by_field
 from jaxpipe.crashes import Crashes
 from jaxpipe.data import Batch, Batches, Dataset
 from jaxpipe.engine import Engine
-from jaxpipe.errors import CorruptStateError, DataTimeoutError
+from jaxpipe.errors import CorruptStateError, DataTimeoutError, JaxpipeError
 from jaxpipe.exhaustion import memory_explained
 from jaxpipe.mesh import describe_mesh
 from jaxpipe.metrics import Console, Diverged, Report, StepWork
@@ -31,12 +31,13 @@ from jaxpipe.processes.facts import code_facts
 from jaxpipe.replicas import Replicas
 from jaxpipe.sections import Sections
 from jaxpipe.state import TrainState
+from jaxpipe.summary import StepRecord
 from jaxpipe.trainer.evaluate import evaluate
 from jaxpipe.trainer.facts import about
 from jaxpipe.trainer.outcome import Outcome
 from jaxpipe.trainer.records import Records, recording
 from jaxpipe.trainer.reporting import SinkOpener, reporting
-from jaxpipe.trainer.work import step_work
+from jaxpipe.trainer.work import measured, step_record, step_work
 from jaxpipe.watch import Watchdog, last_hang
 
 
@@ -100,6 +101,7 @@ class _Plan(NamedTuple):
       partition: of the model.
       about: for checkpoints.
       work: of a step.
+      step: on paper.
     """
 
     batches: Batches
@@ -108,6 +110,7 @@ class _Plan(NamedTuple):
     partition: Partition
     about: Mapping[str, Any]
     work: StepWork
+    step: StepRecord
 
 
 def _planned(engine: Engine, config: Config, dataset: Dataset, records: Records) -> _Plan:
@@ -125,7 +128,8 @@ def _planned(engine: Engine, config: Config, dataset: Dataset, records: Records)
         records.note(f"compiler options: {shown}\n")
     said = about(engine, config, partition, dataset)
     work = step_work(engine, config, batches[1])
-    return _Plan(batches, held_out, bigram_loss, partition, said, work)
+    step = step_record(engine, config, partition)
+    return _Plan(batches, held_out, bigram_loss, partition, said, work, step)
 
 
 def _opened(
@@ -153,7 +157,7 @@ def _opened(
     processes.compare(said)
     rows = engine.local_rows(folder.config.trainer.batch_size)
     processes.compare_rows(rows, [plan.batches[number] for number in (1, 2)])
-    records.start(folder, about=plan.about, data=str(dataset), hang=hang, **said)
+    records.start(folder, plan.step, about=plan.about, data=str(dataset), hang=hang, **said)
     crashes = Crashes(folder.path, facts, processes.index)
     crashes.check()
     return crashes
@@ -307,6 +311,8 @@ class _Run(NamedTuple):
             stop = held_out is None
         with self.records.sections.enter("save", step):
             self.checkpoints.wait()
+        if step > at.step and not stop:
+            self._measure(step, state)
         path, ending = self.checkpoints.path(step), "interrupted" if stop else "finished"
         known = {} if held_out is None or stop else held_out
         loss, accuracy = known.get("loss", math.nan), known.get("accuracy")
@@ -332,6 +338,18 @@ class _Run(NamedTuple):
                 return next(batches)
             except DataTimeoutError as error:
                 raise DataTimeoutError(f"step {step}: {error}") from None
+
+    def _measure(self, step: int, state: TrainState) -> None:
+        """Measures what no one needs any more for the run's summary: the state is used up."""
+        if not self.folder.config.metrics.timeline or self.processes.count > 1:
+            return
+        with self.records.sections.enter("timeline", step):
+            try:
+                found = measured(self.plan.step, self.engine, state, self.plan.batches[1])
+            except (JaxpipeError, RuntimeError, ValueError, OSError) as error:
+                self.records.note(f"no measured timeline: {error}")
+                return
+            self.records.keep_step(found)
 
     def _stops(self) -> bool:
         return self.processes.stop_together(self.should_stop())

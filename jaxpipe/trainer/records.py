@@ -1,7 +1,9 @@
 """What a run keeps of itself besides its state: its log, its history, where its time goes."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxpipe.config import RunDirectory
@@ -19,6 +21,7 @@ from jaxpipe.metrics import (
 )
 from jaxpipe.processes import Processes
 from jaxpipe.sections import Section, Sections
+from jaxpipe.summary import STEP, StepRecord, write_summary
 
 _USUAL = ("data", "step")  # of which a terminal says nothing
 _WORTH_SAYING = 1.0  # seconds of compilation
@@ -36,6 +39,7 @@ class Records:
     def __init__(self, console: Console, sections: Sections, processes: Processes) -> None:
         self.console, self.sections, self.history = LogFile(console), sections, History(None)
         self._processes, self._account = processes, TimeAccount()
+        self._folder: Path | None = None  # of the run, where this process writes
         self._ending = "interrupted at once"
         self._compiled, self._times = Compilation.none(), CompilationTimes()
         sections.listen(self._account)
@@ -45,16 +49,33 @@ class Records:
         """Says something once."""
         self.console.note(text)
 
-    def start(self, folder: RunDirectory, **facts: Any) -> None:
-        """Begins to write into the run's folder, which is there now; `facts` to its history."""
+    def start(self, folder: RunDirectory, step: StepRecord, **facts: Any) -> None:
+        """Begins to write into the run's folder, which is there now.
+
+        Args:
+          folder: of the run.
+          step: of the run, on paper; an earlier start may have measured it already.
+          facts: for its history.
+        """
         self.console.start(folder.log_file(self._processes.index))
         if self._processes.is_first:
+            self._folder = folder.path
             self.history = History(folder.history_file)
-            try:
+            with self._harmless("env.json"):
                 folder.keep_environment(environment(self._processes.count))
-            except OSError as error:
-                self.note(f"env.json cannot be written: {error}")
+            known = StepRecord.read(folder.path / STEP)
+            if known is None or dataclasses.replace(known, measured=()) != step:
+                self.keep_step(step)
         self.history.add("started", resumed=folder.resume, changes=folder.changes, **facts)
+
+    def keep_step(self, step: StepRecord) -> None:
+        """Keeps a step for the summary."""
+        if self._folder is not None:
+            with self._harmless(STEP):
+                step.write(self._folder / STEP)
+        for words in step.slow_ranks():
+            self.note(f"SLOW: {words}")
+            self.history.add("slow", rank=words)
 
     def compiled(self) -> Compilation:
         """What has been compiled since this was asked the last time."""
@@ -92,6 +113,20 @@ class Records:
                 self.history.add(
                     "ended", ending=self._ending, problem=problem, seconds=self.seconds()
                 )
+                self._summarise()
+
+    def _summarise(self) -> None:
+        if self._folder is not None:
+            with self._harmless("summary.html"):
+                self.note(f"summary: {write_summary(self._folder)}")
+
+    @contextlib.contextmanager
+    def _harmless(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong inside is said, and no more: the run is worth more than a page."""
+        try:
+            yield
+        except Exception as error:
+            self.note(f"{what} cannot be written: {type(error).__name__}: {error}")
 
     def _show(self, section: Section | None) -> None:
         unusual = section is not None and section.name not in _USUAL

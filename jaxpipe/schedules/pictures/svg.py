@@ -31,12 +31,14 @@ _LARGEST, _SMALLEST = 11.0, 7.0  # letters in bars
 _DIGIT, _ROOM = 0.64, 4.0  # the width of a digit per size of letters; what a number leaves free
 _WORDS = 6.4  # a letter of the words above a chart
 
+# All of it within `.schedule`: on a page, a style holds for every picture there.
 _STYLE = (
-    "text{font-family:Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:12px;fill:#222}"
-    ".title{font-size:15px;font-weight:bold}.small{font-size:11px;fill:#555}"
-    ".idle{fill:#eeeeee}.grid{stroke:#bbb;stroke-width:1}.held{fill:#999;fill-opacity:.55}"
-    ".bar rect{stroke:#fff;stroke-width:1}.bar text{text-anchor:middle}"
-    ".middle{text-anchor:middle}.end{text-anchor:end}"
+    ".schedule text{font-family:Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:12px;fill:#222}"
+    ".schedule .title{font-size:15px;font-weight:bold}.schedule .small{font-size:11px;fill:#555}"
+    ".schedule .idle{fill:#eeeeee}.schedule .grid{stroke:#bbb;stroke-width:1}"
+    ".schedule .held{fill:#999;fill-opacity:.55}.schedule .bar rect{stroke:#fff;stroke-width:1}"
+    ".schedule .bar text{text-anchor:middle}"
+    ".schedule .middle{text-anchor:middle}.schedule .end{text-anchor:end}"
 )
 
 
@@ -63,7 +65,8 @@ def svg(charts: Sequence[Chart]) -> str:
     size = f'width="{width}" height="{height}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="schedule" {size}'
+            f' viewBox="0 0 {width} {height}">',
             f"<style>{_STYLE}{''.join(_fills(charts))}</style>",
             f'<rect {size} fill="#fff"/>',
             *parts,
@@ -220,7 +223,8 @@ def _fills(charts: Sequence[Chart]) -> Iterator[str]:
         fill = "#" + "".join(f"{value:02x}" for value in rgb)
         light = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140
         ink = "#111" if light else "#fff"
-        yield f".{op}{chunk} rect{{fill:{fill}}}.{op}{chunk} text{{fill:{ink}}}"
+        kind = f".schedule .{op}{chunk}"
+        yield f"{kind} rect{{fill:{fill}}}{kind} text{{fill:{ink}}}"
 
 
 def _legend(charts: Sequence[Chart], left: float, y: float) -> tuple[list[str], float]:
