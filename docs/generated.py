@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOMS = (
     "losses", "layers", "mesh", "partition", "schedules", "schedules.pictures", "nn", "tensor",
     "models", "data", "optimizers", "checkpoint", "convert", "decoding", "sampling", "metrics",
-    "memory", "replicas", "processes", "watch", "config", "trainer", "errors",
+    "memory", "planner", "replicas", "processes", "watch", "config", "trainer", "errors",
 )  # fmt: skip
 """What is documented besides the front door, in this order."""
 
