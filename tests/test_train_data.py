@@ -138,6 +138,8 @@ def test_images_are_classified_and_other_images_refused(tmp_path):
     assert "samples_per_second" in lines_of(config)[-2] and "3 classes" in printed
     kept = read(Path(config.run.directory) / "vit" / "config.yaml")
     assert kept.model.classes == 3 and kept.model.vocab_size is None
+    with pytest.raises(ConfigError, match=r"model\.classes: got 2, expected room .* 3 classes"):
+        a_real_run(tmp_path, "few", data=data, model=model | dict(classes=2))
     np.save(tmp_path / "x" / "targets.npy", np.arange(40) % 2)
     with pytest.raises(ConfigError, match=r"data\.fingerprint: "):
         a_real_run(tmp_path, "vit", data=data, model=model, steps=3)

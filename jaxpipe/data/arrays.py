@@ -19,6 +19,7 @@ from jaxpipe.data.corpus import is_held_out
 from jaxpipe.errors import DataError, nearest
 
 _FIELDS = ("inputs", "targets", "weights")
+_IGNORED = -100  # as in `batch`, which needs JAX
 _AT_ONCE = 2**24  # elements that are looked at together
 
 
@@ -86,8 +87,8 @@ def read_arrays(path: Path, held_out: Path | None = None, fraction: float = 0.05
     Args:
       path: a `.npz` with arrays `inputs` and `targets`, `[n, ...]`, or a folder with such `.npy`.
         Floats become float32 and integers int32; inputs of uint8 stay: pixels, say. Targets are
-        classes if they are integers. An array `weights`, for each integer target or for each
-        sample, says what does not count alike.
+        classes if they are integers; -100 does not count. An array `weights`, for each integer
+        target or for each sample, says what does not count alike.
       held_out: more of these, to evaluate on.
       fraction: without `held_out`, the share of the samples that is held out, by a hash of their
         numbers.
@@ -212,8 +213,8 @@ def _check_values(path: Path, name: str, start: int, part: np.ndarray, narrow: n
     else:
         wrong, expected = narrow != part, "an integer that int32 has"
         if name == "targets":
-            wrong |= part < 0
-            expected = "a class, 0 or more. What is not to count gets weight 0 in 'weights'"
+            wrong |= (part < 0) & (part != _IGNORED)
+            expected = f"a class, 0 or more, or {_IGNORED} for what is not to count"
     if name == "weights":
         wrong |= part < 0
         expected = "a weight, 0 or more"

@@ -62,6 +62,8 @@ def test_held_out_samples_may_have_a_place_of_their_own(tmp_path):
     held_out = written(tmp_path / "b", inputs=IMAGES[:6], targets=np.full(6, 9))
     arrays = read_arrays(path, held_out)
     assert (len(arrays.training), len(arrays.held_out), arrays.num_classes) == (40, 6, 10)
+    none = written(tmp_path / "d", inputs=IMAGES[:6], targets=np.full(6, -100))
+    assert read_arrays(path, none).num_classes == 7  # of targets that count
     wrong = written(tmp_path / "c.npz", inputs=IMAGES[:6, :2], targets=CLASSES[:6])
     with pytest.raises(DataError, match=r"c.npz: 'inputs' is float32 .* what is trained on has"):
         read_arrays(path, wrong)
