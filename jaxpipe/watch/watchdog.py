@@ -21,6 +21,7 @@ from jaxpipe.watch.stacks import Stacks
 from jaxpipe.watch.whereabouts import Whereabouts, last_written, now
 
 _GRACE = 5.0  # seconds that C's clock leaves to Python's
+_SPARE = 0.05  # share of a time-out by which C's clock may be late, and is not set anew for that
 _LOOKS = 20  # that the shortest time-out is divided by
 _SELDOM, _OFTEN = 1.0, 0.02  # seconds between two looks
 
@@ -31,6 +32,16 @@ class _Watched(NamedTuple):
     section: Section
     limit: float
     deadline: float  # of time.monotonic
+
+    @property
+    def end(self) -> float:
+        """When C's clock may end the process, at the earliest."""
+        return self.deadline + _GRACE
+
+    @property
+    def spare(self) -> float:
+        """Seconds by which it may be later."""
+        return _SPARE * self.limit
 
 
 class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
@@ -70,6 +81,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         self._watched: _Watched | None = None
         self._since = time.monotonic()  # when the current section was entered or come back to
         self._over, self._guard = threading.Event(), threading.Lock()
+        self._setting = threading.Lock()  # of C's clock
+        self._end: float | None = None  # when it ends the process, of time.monotonic
         looks = min(self._limits.values(), default=_SELDOM) / _LOOKS
         self._interval = max(_OFTEN, min(_SELDOM, looks))
 
@@ -96,8 +109,7 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
 
     def __exit__(self, *_: object) -> None:
         with self._guard:  # not while it ends everything
-            if not self._over.is_set():
-                faulthandler.cancel_dump_traceback_later()
+            self._set_clock(None)
             self._over.set()
         self._thread.join()
         if self._enabled:
@@ -115,7 +127,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
 
     def found(self, stuck: Stuck) -> None:
         """Writes down that a process, this or another one, does not go on."""
-        self._over.set()
+        with self._setting:  # another clock runs now
+            self._over.set()
         did = self._did(stuck)
         all_did = {str(index): doing._asdict() for index, doing in stuck.doing.items()}
         Hang(
@@ -146,18 +159,41 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
             return
         self._since = began = time.monotonic()
         limit = section and self._limits.get(section.name)
-        self._whereabouts.write(section, limit)
+        if section is not None:
+            self._whereabouts.write(section, limit)
         if section is None or limit is None:
             self._watched = None
-            faulthandler.cancel_dump_traceback_later()
+            if section is not None:  # between sections that is left to `_look`
+                self._set_clock(None)
             return
-        self._watched = _Watched(section, limit, began + limit)
-        faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=self._stacks.file)
+        self._watched = watched = _Watched(section, limit, began + limit)
+        # To set C's clock starts a thread and waits for another one, and most sections are short:
+        # so only if it would strike too early. Where it is set for too late, `_look` sees to that.
+        if self._end is None or self._end < watched.end:
+            self._set_clock(watched)
+
+    def _set_clock(self, watched: _Watched | None) -> None:
+        """Lets C's clock end the process after that section's time, or not at all."""
+        with self._setting:
+            if self._over.is_set():
+                return
+            self._end = None
+            faulthandler.cancel_dump_traceback_later()
+            if watched is not None:
+                self._end = watched.end + watched.spare
+                seconds = max(_OFTEN, self._end - time.monotonic())
+                faulthandler.dump_traceback_later(seconds, exit=True, file=self._stacks.file)
 
     def _look(self) -> None:
         while not self._over.wait(self._interval):
-            watched = self._watched
-            if watched is None or time.monotonic() < watched.deadline:
+            watched, end = self._watched, self._end
+            if watched is None:
+                if end is not None:
+                    self._set_clock(None)
+                continue
+            if end is None or end > watched.end + 2 * watched.spare:
+                self._set_clock(watched)
+            if time.monotonic() < watched.deadline:
                 continue
             with self._guard:
                 if watched is not self._watched or self._over.is_set():

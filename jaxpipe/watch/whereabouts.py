@@ -32,11 +32,9 @@ class Whereabouts:
         self._path, self._fixed = folder / f"{process}{SUFFIX}", dict(fixed)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
 
-    def write(self, section: Section | None, limit: float | None) -> None:
+    def write(self, section: Section, limit: float | None) -> None:
         """Replaces what it says; a full disk keeps nobody from working."""
-        facts = self._fixed | dict(
-            section=section and section.name, step=section and section.step, limit=limit, time=now()
-        )
+        facts = self._fixed | dict(section=section.name, step=section.step, limit=limit, time=now())
         data = json.dumps(facts).encode()[: _SIZE - 1].ljust(_SIZE - 1) + b"\n"
         with contextlib.suppress(OSError):
             os.pwrite(self._file, data, 0)
@@ -54,7 +52,7 @@ def last_written(folder: Path, process: int) -> Doing | None:
         words = json.loads((folder / f"{process}{SUFFIX}").read_text(encoding="utf-8"))
         since = datetime.fromisoformat(words["time"])
         seconds = max(0.0, (datetime.now(UTC) - since).total_seconds())
-        return words["section"] and Doing(words["section"], words["step"], seconds)
+        return Doing(words["section"], words["step"], seconds)
     return None
 
 
