@@ -116,7 +116,9 @@ def test_commands_exist(document, monkeypatch, capsys):
     for command in (Train, DrawTimeline):
         monkeypatch.setattr(command, "run", lambda self: trained.append(self.config) or 0)
     shells = [block.text for block in blocks(document) if block.language == "sh"]
-    commands = re.findall(r"jaxpipe ((?:train|timeline|draw) [^\n&|#]+)", "\n".join(shells))
+    commands = re.findall(
+        r"jaxpipe ((?:train|timeline|draw) [^\n&|#]+)", "\n".join(shells).replace("\\\n", " ")
+    )
     for command in commands:
         assert cli.main(command.split()) == 0, command
     assert len(trained) == sum(not command.startswith("draw ") for command in commands)
