@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 ROOMS = (
     "losses", "layers", "mesh", "partition", "schedules", "schedules.pictures", "nn", "tensor",
-    "models", "data", "optimizers", "checkpoint", "convert", "decoding", "sampling", "metrics",
-    "memory", "planner", "replicas", "processes", "watch", "config", "trainer", "errors",
+    "models", "data", "optimizers", "checkpoint", "convert", "decoding", "sampling", "generate",
+    "metrics", "memory", "planner", "replicas", "processes", "watch", "config", "trainer", "errors",
 )  # fmt: skip
 """What is documented besides the front door, in this order."""
 

@@ -42,7 +42,8 @@ learning_rate
 optimizers
 build convert prepare
 pretrained
-trainer planner
+trainer planner trained generate
+evaluation
 measurement
 cli
 __main__

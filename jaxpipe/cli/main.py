@@ -21,6 +21,8 @@ from jaxpipe import __version__
 from jaxpipe.cli.check import Check
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.draw import Draw
+from jaxpipe.cli.evaluate import Evaluate
+from jaxpipe.cli.generate import Generate
 from jaxpipe.cli.inspect import Inspect, Verify
 from jaxpipe.cli.plan import PlanRun
 from jaxpipe.cli.resume import ResumeRun
@@ -40,6 +42,8 @@ COMMANDS = {
     "plan": PlanRun,
     "timeline": DrawTimeline,
     "draw": Draw,
+    "generate": Generate,
+    "eval": Evaluate,
     "summary": Summary,
     "inspect": Inspect,
     "verify": Verify,

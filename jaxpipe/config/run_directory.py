@@ -5,6 +5,7 @@ runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same
                 config-1.yaml    what it was before a resumed run changed it
                 env.json         versions, devices and variables of its last start
                 env-1.json       those of its first start, and so on
+                tokenizer.json   what made tokens of text, unless they are bytes
                 metrics.jsonl    one line per log interval
                 events.*         the same for TensorBoard
                 history.jsonl    its starts, rollbacks and endings, and where the time went
@@ -65,6 +66,11 @@ class RunDirectory:
     def log_file(self, process: int) -> Path:
         """What a process has said, as text."""
         return self.path / "log" / f"host_{process}.txt"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer, where there is one."""
+        return self.path / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:

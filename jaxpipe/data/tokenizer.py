@@ -77,7 +77,7 @@ class Subwords:
     def __init__(self, path: Path | str) -> None:
         from tokenizers import Tokenizer as Trained
 
-        text = _read(Path(path))
+        self._text = text = _read(Path(path))
         try:
             self._trained: Any = Trained.from_str(text)
         except Exception as error:  # the library raises bare Exceptions
@@ -88,6 +88,10 @@ class Subwords:
         ids = [self._trained.token_to_id(name) for name in _ENDS]
         self.end: int | None = next((number for number in ids if number is not None), None)
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes a copy of its `tokenizer.json`."""
+        path.write_text(self._text, encoding="utf-8")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [tokens]; on all cores."""

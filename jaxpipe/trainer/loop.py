@@ -17,7 +17,7 @@ import jax
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import Config, RunDirectory, by_field
 from jaxpipe.crashes import Crashes
-from jaxpipe.data import Batch, Batches, Dataset
+from jaxpipe.data import Batch, Batches, Corpus, Dataset, Subwords
 from jaxpipe.engine import Engine
 from jaxpipe.errors import CorruptStateError, DataTimeoutError, JaxpipeError
 from jaxpipe.exhaustion import memory_explained
@@ -150,6 +150,8 @@ def _opened(
     hang = None
     if processes.is_first:
         folder.open()
+        if isinstance(dataset, Corpus) and isinstance(dataset.tokenizer, Subwords):
+            dataset.tokenizer.save(folder.tokenizer_file)
         if hang := last_hang(folder.path):
             records.note(f"the last start did not go on: {hang}")
             Crashes(folder.path, facts).hung(hang)

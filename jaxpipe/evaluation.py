@@ -1,0 +1,102 @@
+"""How well a model that was trained predicts data that are held out."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxpipe.build import build_engine
+from jaxpipe.config import Config, validate
+from jaxpipe.data import Batch, Bytes, Corpus
+from jaxpipe.prepare import bigram_loss_of, dataset_of, held_out_batches, resolved
+from jaxpipe.trained import find_trained, restored_params
+from jaxpipe.trainer import evaluate
+
+
+class Evaluation(NamedTuple):
+    """What was found.
+
+    Attributes:
+      checkpoint: whose parameters they were.
+      step: that they were saved after.
+      metrics: means over all targets: `loss`, in nats, and the model's others.
+      perplexity: e to the loss.
+      bits_per_byte: the loss in bits, where tokens are bytes; else None.
+      bigram_loss: of a byte-bigram model fitted on what the run trains on; None for other tokens.
+      targets: how many there were.
+      targets_per_second: of evaluation, without what compiling took.
+      devices: how many it ran on.
+    """
+
+    checkpoint: Path
+    step: int
+    metrics: dict[str, float]
+    perplexity: float
+    bits_per_byte: float | None
+    bigram_loss: float | None
+    targets: int
+    targets_per_second: float
+    devices: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The same in JSON's types, without what there is not."""
+        told = self._asdict() | dict(checkpoint=str(self.checkpoint)) | self.metrics
+        del told["metrics"]
+        return {name: value for name, value in told.items() if value is not None}
+
+
+def evaluate_run(
+    path: Path,
+    config: Config,
+    *,
+    step: int | None = None,
+    other_data: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Evaluates a checkpoint of a run.
+
+    Args:
+      path: the folder of the run, of its checkpoints, or of one of them.
+      config: of the run; where, how much and on how many devices may be changed.
+      step: which checkpoint; by default the newest.
+      other_data: whether `config.data` are others than the run's: they become tokens as its did.
+      say: told how far the tokens are, if they are to be made.
+
+    Raises:
+      JaxpipeError: there is no such checkpoint, it is of another model, or the data are others
+        than the run's though nobody has said so.
+    """
+    trained = find_trained(path, step)
+    if other_data:
+        data = dataclasses.replace(config.data, fingerprint=None)
+        if data.is_text and data.tokenizer == "train":
+            file = str(trained.tokenizer_file())
+            data = dataclasses.replace(data, tokenizer=file, vocab_size=None)
+        config = dataclasses.replace(config, data=data)
+    dataset = dataset_of(validate(config), say)
+    config = resolved(config, dataset)
+    engine, batches = build_engine(config), held_out_batches(config, dataset)
+    params = restored_params(trained, engine, batches[0])
+    state = dataclasses.replace(engine.abstract_state(batches[0]), params=params)
+    evaluate(engine, state, batches[:1])  # compiles
+    began = time.monotonic()
+    metrics = evaluate(engine, state, batches)
+    seconds = time.monotonic() - began
+    if metrics is None:
+        raise TypeError("nobody has asked it to stop")
+    of_bytes = isinstance(dataset, Corpus) and isinstance(dataset.tokenizer, Bytes)
+    targets = sum(map(_num_targets, batches))
+    return Evaluation(
+        trained.path, trained.step, metrics, math.exp(metrics["loss"]),
+        metrics["loss"] / math.log(2) if of_bytes else None, bigram_loss_of(dataset, batches),
+        targets, targets / seconds, engine.mesh.size,
+    )  # fmt: skip
+
+
+def _num_targets(batch: Batch) -> int:
+    """Those that count."""
+    if "weights" in batch:
+        return int((batch["weights"] > 0).sum())
+    return int(batch["targets"].size)
