@@ -95,6 +95,19 @@ pipeline:
     assert "pipeline.schedule: got 1 (int), expected text." in listed
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run: !!python/object/apply:os.system [echo]",
+        "run: {name: !!python/name:os.system ''}",
+        "trainer: {steps: !!python/object/apply:os.getpid []}",
+    ],
+)
+def test_objects_of_python_are_not_made(text):
+    [problem] = problems_of(lambda: parse(text, name="x.yaml"))
+    assert problem.startswith("x.yaml:1: this is not YAML: could not determine a constructor for")
+
+
 def test_what_is_no_yaml_or_no_file_is_said_with_its_place(tmp_path):
     assert problems_of(lambda: parse("model: {\n", name="x.yaml"))[0].startswith("x.yaml:2: ")
     assert problems_of(lambda: parse("a: !!python/object:os.x {}", name="x"))[0].startswith("x:1: ")

@@ -410,6 +410,24 @@ def test_one_process_alone_needs_nothing():
         assert processes.stop_together(True) and not processes.stop_together(False)
 
 
+@pytest.mark.parametrize(
+    ("index", "count", "said"),
+    [
+        (1, 3, "process 1 is one of 3 processes, but process 0 one of 2"),
+        (0, 2, "process 0 is there twice; each process needs an index of its own"),
+    ],
+)
+def test_processes_that_count_themselves_unlike_are_refused(index, count, said):
+    port = free_port()
+    hub = Hub(socket.create_server(("127.0.0.1", port)), 2, 30, 1)
+    with socket.create_connection(("localhost", port)) as first:  # a member would end these tests
+        first.sendall(b'{"hello": 0, "of": 2}\n')
+        assert b"welcome" in first.recv(100)
+        place = Place(f"localhost:{port}", count, index, None)
+        with pytest.raises(ProcessError, match=f"not let in at localhost:{port}: {said}"):
+            connect(place, hub, timeout=30, beat=1, patience=30)
+
+
 def test_processes_that_read_the_same_shard_are_told():
     free = free_port()
     hub = Hub(socket.create_server(("127.0.0.1", free)), 2, 30, 1)

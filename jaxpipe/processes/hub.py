@@ -78,6 +78,7 @@ class Hub:
             why = f"it is not understood: {error}"
         with self._lock:
             self._wires.pop(index, None)
+        wire.close()
         if not self._over:
             self._fail(index, LOST, f"is lost; {why}", stuck=stuck)
 
