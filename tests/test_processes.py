@@ -289,7 +289,7 @@ def metrics_of(folder: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         found.setdefault(json.loads(line)["step"], {}).update(json.loads(line))
-    passing = {"time", "seconds", "tokens_per_second"}
+    passing = {"time", "seconds", "tokens_per_second", "process_memory_bytes"}
     return {s: {k: v for k, v in m.items() if k not in passing} for s, m in found.items()}
 
 
@@ -314,7 +314,10 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
     assert len(one) > 8
     assert one.items() <= two.items()  # and evaluations where it was stopped
     files = {path.name.split(".")[0] for path in (tmp_path / "runs" / "both").iterdir()}
-    assert {"checkpoints", "config", "events", "metrics"} <= files
+    assert {"checkpoints", "config", "env", "events", "history", "metrics", "summary"} <= files
+    for index in range(2):  # each process has its log, also those that print nothing
+        log = (tmp_path / "runs" / "both" / "log" / f"host_{index}.txt").read_text()
+        assert "resuming from step" in log and "step 400  held-out loss" in log
     assert not {"hang", "watch", "crashes"} & files
 
 
