@@ -44,7 +44,7 @@ build convert prepare
 pretrained
 trainer planner trained generate
 evaluation
-measurement
+measurement demo doctor profiling
 cli
 __main__
 """

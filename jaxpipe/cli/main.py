@@ -20,11 +20,14 @@ import tyro
 from jaxpipe import __version__
 from jaxpipe.cli.check import Check
 from jaxpipe.cli.convert import Export, Import
+from jaxpipe.cli.demo import RunDemo
+from jaxpipe.cli.doctor import RunDoctor
 from jaxpipe.cli.draw import Draw
 from jaxpipe.cli.evaluate import Evaluate
 from jaxpipe.cli.generate import Generate
 from jaxpipe.cli.inspect import Inspect, Verify
 from jaxpipe.cli.plan import PlanRun
+from jaxpipe.cli.profile import ProfileRun
 from jaxpipe.cli.resume import ResumeRun
 from jaxpipe.cli.summary import Summary
 from jaxpipe.cli.timeline import DrawTimeline
@@ -36,11 +39,14 @@ from jaxpipe.processes import INTERRUPTED
 _USAGE = 2
 
 COMMANDS = {
+    "demo": RunDemo,
+    "doctor": RunDoctor,
     "train": Train,
     "resume": ResumeRun,
     "check": Check,
     "plan": PlanRun,
     "timeline": DrawTimeline,
+    "profile": ProfileRun,
     "draw": Draw,
     "generate": Generate,
     "eval": Evaluate,
