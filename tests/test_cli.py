@@ -220,7 +220,7 @@ def test_what_cannot_be_done_is_said_in_one_message(capsys, argv, part):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ([], "{train, resume, check, timeline, draw, inspect, verify,"),
+        ([], "{demo, doctor, train, resume, check, plan, timeline,"),
         (["draw", "1f1b", "--ranks", "x"], "--ranks"),
         (["draw", "1f1b", "--lockstep", "x"], "links"),
         (["train", "x.yaml", "--trainer.step", "3"], "--trainer.steps"),
