@@ -170,7 +170,7 @@ def cli() -> str:
         kept = [box for box in boxes if _title(box) not in components]
         parts.append(f"## jaxpipe {command}\n\n```text\n{''.join(kept).rstrip()}\n```\n")
         if len(kept) < len(boxes):
-            parts.append("And every field of a configuration, as in [](config.md).\n")
+            parts.append("And every field of a [configuration](config.md).\n")
     return "\n".join(parts)
 
 

@@ -466,9 +466,9 @@ def test_the_majority_is_right():
 # What the documents and templates say.
 
 
-def test_the_readmes_line_trains_with_two_processes(tmp_path):
-    readme = (REPOSITORY / "README.md").read_text()
-    [line] = re.findall(r"^```sh\n(export JAX_COORDINATOR_ADDRESS=.*?)^```$", readme, re.M | re.S)
+def test_the_documents_lines_train_with_two_processes(tmp_path):
+    page = (REPOSITORY / "docs" / "many-hosts.md").read_text()
+    [line] = re.findall(r"^```sh\n(export JAX_COORDINATOR_ADDRESS=.*?)^```$", page, re.M | re.S)
     text = tmp_path / "text"
     text.mkdir()
     for i in range(20):
