@@ -171,7 +171,7 @@ class LiveConsole:
         """Draws on `console`; the bar appears with the first step."""
         self._num_steps, self._console = num_steps, console
         self._task: TaskID | None = None
-        self._speed, self._work = "", _Work(None, 0.0)
+        self._speed, self._work, self._is_over = "", _Work(None, 0.0), False
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -208,7 +208,7 @@ class LiveConsole:
     def working(self, what: str | None) -> None:
         """Turns a spinner if it lasts."""
         self._work = _Work(what, time.monotonic())
-        if what is not None:
+        if what is not None and not self._is_over:
             self._live.start()
 
     def still(self, what: str, seconds: float) -> None:
@@ -216,7 +216,7 @@ class LiveConsole:
 
     def close(self) -> None:
         """Ends the bar."""
-        self._work = _Work(None, 0.0)
+        self._work, self._is_over = _Work(None, 0.0), True
         self._live.stop()
 
     def _view(self) -> RenderableType:

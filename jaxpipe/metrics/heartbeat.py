@@ -62,4 +62,4 @@ def heartbeat(
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(timeout=1.0)  # it may be stuck where it prints
