@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 ROOMS = (
     "losses", "layers", "mesh", "partition", "schedules", "schedules.pictures", "nn", "tensor",
     "models", "data", "optimizers", "checkpoint", "convert", "decoding", "sampling", "generate",
-    "metrics", "memory", "planner", "replicas", "processes", "watch", "config", "trainer", "errors",
+    "metrics", "memory", "planner", "replicas", "processes", "watch", "config", "trainer",
+    "doctor", "errors",
 )  # fmt: skip
 """What is documented besides the front door, in this order."""
 
