@@ -232,6 +232,8 @@ def test_tokens_are_drawn_as_they_are_probable():
     share = lambda how: np.bincount(drawn(logits, how, 20_000), minlength=5) / 20_000
     np.testing.assert_allclose(share(Sampling()), probabilities, atol=0.02)
     np.testing.assert_allclose(share(Sampling(top_p=0.6)), [0, 4 / 7, 3 / 7, 0, 0], atol=0.02)
+    both = np.array([0, 4, 3, 0, 0]) ** 2 / 25
+    np.testing.assert_allclose(share(Sampling(0.5, top_p=0.6)), both, atol=0.02)
     colder = probabilities**2 / (probabilities**2).sum()
     np.testing.assert_allclose(share(Sampling(0.5)), colder, atol=0.02)
     known = probabilities[:3] / probabilities[:3].sum()
