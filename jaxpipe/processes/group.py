@@ -44,7 +44,8 @@ class Processes:
         """
         if self._member is not None:
             self._member.fail(Ending(LOST, text), stuck=True)
-        end_alone(f"this process {text}", lambda: witness.found(Stuck(0, text, {})))
+        stuck = Stuck(0, f"the process {text}", {})
+        end_alone(f"this process {text}", lambda: witness.found(stuck))
 
     @property
     def is_first(self) -> bool:

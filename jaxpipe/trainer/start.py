@@ -82,7 +82,7 @@ def opened(
         if isinstance(dataset, Corpus) and isinstance(dataset.tokenizer, Subwords):
             dataset.tokenizer.save(folder.tokenizer_file)
         if hang := last_hang(folder.path):
-            records.note(f"the last start did not go on: {hang}")
+            records.note(f"the last start hung: {hang}")
             Crashes(folder.path, facts).hung(hang)
     said = {"partition": str(plan.partition), "schedule": str(engine.schedule)}
     processes.compare(said)
