@@ -73,7 +73,8 @@ class Run:
 
     def out(self, index: int) -> list[str]:
         lines = self._file(index, "out").read_text().splitlines()
-        return [line for line in lines if not line.startswith("[Gloo]")]
+        # Gloo's threads write at once: two of its lines may be one, and an empty one after it.
+        return [line for line in lines if line and not line.startswith("[Gloo]")]
 
     def err(self, index: int) -> str:
         return self._file(index, "err").read_text()
