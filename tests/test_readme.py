@@ -64,9 +64,9 @@ def name(document: Path) -> str:
     return str(document.relative_to(REPOSITORY))
 
 
-def only_block(start: str) -> str:
-    """The text of the README's block that starts so."""
-    [text] = [block.text for block in blocks(README) if block.text.startswith(start)]
+def only_block(start: str, document: Path = README) -> str:
+    """The text of a document's block that starts so."""
+    [text] = [block.text for block in blocks(document) if block.text.startswith(start)]
     return text
 
 
@@ -134,7 +134,7 @@ def test_ci_runs_the_readmes_test_command_word_for_word():
 
 def test_the_file_tree_is_complete():
     listed, folders = set(), []
-    for line in only_block("jaxpipe/\n").splitlines():
+    for line in only_block("jaxpipe/\n", REPOSITORY / "docs" / "files.md").splitlines():
         path = line.split()[0]
         folders = [*folders[: (len(line) - len(line.lstrip())) // 2], path]
         listed.add("".join(folders))
