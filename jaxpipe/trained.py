@@ -16,7 +16,7 @@ from jaxpipe.config import Config, parse
 from jaxpipe.convert import described_model, family_of
 from jaxpipe.data import Bytes, Subwords, Tokenizer
 from jaxpipe.engine import Engine, initialize
-from jaxpipe.errors import ConfigError, DataError
+from jaxpipe.errors import ConfigError, ConvertError, DataError
 from jaxpipe.mesh import make_mesh
 from jaxpipe.model import PipelineModule
 from jaxpipe.pretrained import start_params
@@ -39,6 +39,19 @@ class Trained(NamedTuple):
     step: int
     metadata: dict[str, Any]
     config: Config | None
+
+    def check_reads_tokens(self) -> None:
+        """Raises where there is no text to be had.
+
+        Raises:
+          ConvertError: the model is of something else.
+        """
+        network = "" if self.config is None else self.config.model.network
+        if network == "vit":
+            raise ConvertError(
+                f"{self.path} is of model.network {network}, which reads images and says what they"
+                " are; expected a language model. `jaxpipe eval` says how good it is."
+            )
 
     def tokenizer(self, given: str | None = None) -> Tokenizer:
         """The tokenizer of the run.

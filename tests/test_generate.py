@@ -21,11 +21,12 @@ from jaxpipe.config import (
     TrainerConfig,
 )
 from jaxpipe.data import Bytes, train_subwords
-from jaxpipe.errors import BatchError
+from jaxpipe.errors import BatchError, ConvertError
 from jaxpipe.generate import Characters, Generator
 from jaxpipe.metrics import NoConsole
 from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
 from jaxpipe.sampling import Sampling
+from jaxpipe.trained import Trained
 from jaxpipe.trainer import run
 
 LIMIT = 12
@@ -168,6 +169,22 @@ def test_generate_goes_on_with_a_prompt(trained: Path, capsys: Any, tmp_path: Pa
     assert code == 2 and "--tokenizer FILE" in said
     code, _, said = ended(capsys, "generate", str(trained), "--step", "7")
     assert code == 2 and "no checkpoint of step 7" in said and "[1, 2]" in said
+
+
+def test_only_language_models_generate(tmp_path: Path):
+    images = Config(model=ModelConfig(network="vit"))
+    classifier = Trained(tmp_path, 1, {}, images)
+    with pytest.raises(ConvertError, match="vit, which reads images"):
+        classifier.check_reads_tokens()
+
+
+def test_a_learnt_tokenizer_goes_along_to_other_libraries(
+    trained: Path, capsys: Any, tmp_path: Path
+):
+    out = tmp_path / "out"
+    code, _, said = ended(capsys, "export", str(trained), "--to", "huggingface", "--out", str(out))
+    assert code == 0, said
+    assert (out / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
 def test_eval_says_what_training_said(trained: Path, capsys: Any):

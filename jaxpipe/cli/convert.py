@@ -14,6 +14,7 @@ _QUIET = "absl"  # Orbax warns of files that are not meant to be
 class Export:
     """Write the parameters of a checkpoint for other libraries, a layer at a time.
 
+    With huggingface, a tokenizer.json that the run has learnt goes along.
     An example: jaxpipe export runs/gpt-stdlib --to huggingface --out gpt-stdlib-hf
     """
 
@@ -31,7 +32,12 @@ class Export:
     def run(self) -> int:
         """Writes, says what, and returns the exit code."""
         from jaxpipe.checkpoint import Leaves, newest_below
-        from jaxpipe.convert import described_model, write_huggingface, write_tensors
+        from jaxpipe.convert import (
+            copy_tokenizer,
+            described_model,
+            write_huggingface,
+            write_tensors,
+        )
 
         path = newest_below(self.path)
         leaves = Leaves(path)
@@ -42,6 +48,9 @@ class Export:
             write_huggingface(
                 leaves, config, self.out, dtype=self.dtype, vocab_size=self.vocab_size
             )
+            # A run keeps a copy beside its checkpoints, and so does an import.
+            for folder in path.absolute().parents[:2]:
+                copy_tokenizer(folder, self.out)
         print(f"{path}: written to {self.out}")
         return 0
 

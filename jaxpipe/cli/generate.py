@@ -61,6 +61,7 @@ class Generate:
 
         sampling = Sampling(self.temperature, self.top_p, self.seed)
         trained = find_trained(self.path, self.step)
+        trained.check_reads_tokens()
         tokenizer = trained.tokenizer(self.tokenizer)
         texts = self._texts(tokenizer)
         ranks = ranks_for(trained, self.ranks, self.tensor)
