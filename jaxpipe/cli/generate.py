@@ -24,7 +24,7 @@ _BEGIN = "\n"  # what a text goes on from, where nothing is given and no token e
 class Generate:
     """Go on with a text, by a model that was trained; it appears as it comes.
 
-    An example: jaxpipe generate runs/gpt-stdlib --prompt "def read(" --temperature 0.5
+    An example: jaxpipe generate runs/gpt-stdlib --prompt "def read(" --seed 1
     """
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -35,9 +35,9 @@ class Generate:
     """A file whose text is to be gone on with; - for standard input."""
     max_tokens: int = 200
     """How many tokens to add, at most."""
-    temperature: float = 0.8
+    temperature: float = 1.0
     """Below 1 what is probable becomes more so; 0 takes the most probable token always."""
-    top_p: float = 0.95
+    top_p: float = 1.0
     """Draws from the most probable tokens that together have this probability."""
     seed: int = 0
     """Another one draws another text."""
