@@ -23,7 +23,7 @@ def test_the_demonstration_trains_and_says_where_to_look(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "4 pipeline stages have learnt 2 batches" in done.stdout
     assert "not yet less than the" in done.stdout  # two steps beat nothing
-    for name in ("summary.html", "timeline.json", "schedule.svg", "config.yaml"):
+    for name in ("summary.html", "trace.json", "schedule.svg", "config.yaml"):
         assert (tmp_path / "here" / name).is_file() and f"here/{name}" in done.stdout
 
 

@@ -168,6 +168,8 @@ def test_a_run_leaves_a_page_however_it_ends(tmp_path, text, capsys):
     assert "state finished" in finished and "resumed from step 4" in finished
     assert "no measured timeline: the profile shows nothing" in printed
     assert f"summary: {folder / 'summary.html'}" in printed
+    trace = json.loads((folder / "trace.json").read_text())
+    assert "0F0" in {event["name"] for event in trace["traceEvents"]}
     (folder / "summary.html").unlink()
     assert cli.main(["summary", str(folder)]) == 0
     assert (folder / "summary.html").read_text() == finished

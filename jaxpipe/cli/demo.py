@@ -45,7 +45,7 @@ they lose {loss:.3f} nats per byte: {verdict} than the {bigram:.3f} of a table o
 has read all of the training text. Guessing would lose 5.545.
 
 summary        {folder / "summary.html"}
-one step       {folder / "timeline.json"} (open it at https://ui.perfetto.dev)
+one step       {folder / "trace.json"} (open it at https://ui.perfetto.dev)
 the schedule   {picture}
 its settings   {folder / "config.yaml"}
 

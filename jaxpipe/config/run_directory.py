@@ -11,6 +11,7 @@ runs/gpt-stdlib/config.yaml      the effective configuration; it starts the same
                 history.jsonl    its starts, rollbacks and endings, and where the time went
                 log/host_0.txt   what process 0 has said
                 timeline.json    a measured step
+                trace.json       the same for Perfetto, once the run has ended
                 summary.html     all of this for people, once the run has ended
                 checkpoints/     the newest states of the run, a folder for each step
                 crashes.jsonl    what has ended it, if that was an exception nobody has foreseen

@@ -16,22 +16,25 @@ from jaxpipe.summary.step import StepRecord
 from jaxpipe.summary.style import SECTIONS, STYLE
 
 PAGE = "summary.html"
+TRACE = "trace.json"  # of the step, for https://ui.perfetto.dev
 _MOST_BARS = 6000  # that a picture of a step may have on a page
 _GIB = 2**30
 
 
 def write_summary(folder: Path) -> Path:
-    """Makes the page of a run anew, from the files in its folder.
+    """Makes the page of a run anew, from the files in its folder, and the trace of its step.
 
     Returns:
-      Where it is.
+      Where the page is.
 
     Raises:
       ConfigError: it is no run's folder.
       OSError: the page cannot be written.
     """
-    path = folder / PAGE
-    path.write_text(page(read_run(folder)), encoding="utf-8")
+    path, run = folder / PAGE, read_run(folder)
+    if run.step is not None:
+        (folder / TRACE).write_text(pictures.trace(run.step.charts()), encoding="utf-8")
+    path.write_text(page(run), encoding="utf-8")
     return path
 
 
