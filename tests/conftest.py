@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-LEVEL = "xla_backend_optimization_level"  # set it to 3 to test what users run, as CI does once
-
 # Eight devices share the cores of one machine: a slow meeting is no deadlock.
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -14,9 +12,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-        # Programs run for milliseconds here, and LLVM would polish each for seconds: a third of all
-        # the time. XLA's own passes, which the tests read the results of, all run.
-        *([] if LEVEL in os.environ.get("XLA_FLAGS", "") else [f"--{LEVEL}=0"]),
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
