@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+from typing import Any
 
 import pytest
 import rich.console
@@ -199,14 +200,14 @@ class Lazy:
 EIGHT_TOKENS = StepWork(8)
 
 
-def a_report(sink, log_interval=1, spike=None, work=EIGHT_TOKENS, stream=None, memory=None):
+def a_report(sink, log_interval=1, work=EIGHT_TOKENS, stream=None, memory=None, **spikes):
     return Report(
         PlainConsole(9, io.StringIO() if stream is None else stream),
         Sinks({"memory": lambda: sink}),
         work=work,
         log_interval=log_interval,
         learning_rates=[0.1 * step for step in range(1, 30)],
-        spike=spike,
+        **spikes,
         memory=memory,
     )
 
@@ -295,20 +296,24 @@ def test_a_loss_that_is_not_finite_is_written_and_raised_with_its_step(loss):
     assert [step for step, _ in sink.written] == [1, 2]
 
 
-def test_a_loss_that_leaps_up_is_raised_once_there_are_enough_to_compare_with():
-    losses = [9.0, *[2.0] * 19, 5.9, 2.1, 6.5, 1.0]
-    report, found = a_report(Memory(), log_interval=100, spike=3.0), None
-    for step, loss in enumerate(losses, 1):
+@pytest.mark.parametrize(("name", "option"), [("loss", "spike"), ("grad_norm", "norm_spike")])
+def test_what_leaps_up_is_raised_once_there_is_enough_to_compare_with(name, option):
+    numbers = [9.0, *[2.0] * 19, 5.9, 2.1, 6.5, 1.0]
+    usual = {"loss": 0.5, "grad_norm": 0.5, "skipped": 0}
+    spikes: dict[str, Any] = {option: 3.0}
+    report, found = a_report(Memory(), log_interval=100, **spikes), None
+    for step, number in enumerate(numbers, 1):
         try:
-            report.step(step, {"loss": loss, "grad_norm": 0.5, "skipped": 0})
+            report.step(step, usual | {name: number})
         except Diverged as error:
             found = error
             break
     assert found is not None and found.step == 23
-    assert str(found) == "the loss of step 23 is 6.5, 3.2 times the median of the 20 before"
+    shown = name.replace("_", " ")
+    assert str(found) == f"the {shown} of step 23 is 6.5, 3.2 times the median of the 20 before"
     quiet = a_report(Memory(), log_interval=100)
-    for step, loss in enumerate(losses, 1):
-        quiet.step(step, {"loss": loss, "grad_norm": 0.5, "skipped": 0})
+    for step, number in enumerate(numbers, 1):
+        quiet.step(step, usual | {name: number})
 
 
 def test_a_held_out_loss_that_is_not_finite_is_raised():

@@ -40,6 +40,8 @@ class TrainerConfig:
     has diverged."""
     spike: float | None = None
     """A loss of more than so many times the median of the last 20 has diverged; null: none has."""
+    norm_spike: float | None = None
+    """The same of the gradients' norm before clipping; null: none has."""
     rollbacks: int = 0
     """How many times a run that has diverged goes back to its newest checkpoint, and on from there
     with batches that it has not seen; after that, it ends."""
@@ -47,7 +49,7 @@ class TrainerConfig:
     FREE = (
         *("steps", "log_interval", "eval_interval", "eval_batches", "checkpoint_interval"),
         *("keep_checkpoints", "keep_interval", "keep_best", "checkpoint_patience"),
-        *("check_interval", "most_skipped", "spike", "rollbacks"),
+        *("check_interval", "most_skipped", "spike", "norm_spike", "rollbacks"),
     )
 
     def problems(self) -> Iterator[str]:
@@ -75,7 +77,8 @@ class TrainerConfig:
                 f"trainer.keep_checkpoints: got {self.keep_checkpoints}, expected at least 2: with"
                 " one, a disk that fills up while it is replaced leaves none."
             )
-        if self.spike is not None and not self.spike > 1:
-            yield f"trainer.spike: got {self.spike}, expected more than 1, or null."
+        for name, spike in {"spike": self.spike, "norm_spike": self.norm_spike}.items():
+            if spike is not None and not spike > 1:
+                yield f"trainer.{name}: got {spike}, expected more than 1, or null."
         if not 0 <= self.seed < 2**32:
             yield f"trainer.seed: got {self.seed}, expected 0 to 2**32 - 1."

@@ -1,26 +1,24 @@
 """What a training loop says about its steps, without making the devices wait."""
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from jaxpipe.metrics.compilation import Compilation
 from jaxpipe.metrics.console import Console
+from jaxpipe.metrics.leaps import Leaps
 from jaxpipe.metrics.memory import Memory
 from jaxpipe.metrics.sink import Sinks
 from jaxpipe.metrics.throughput import Throughput
 from jaxpipe.metrics.work import StepWork
 
-_REMEMBERED = 20  # losses that a new one is compared with
 _WORTH_SAYING = 0.1  # seconds of compilation
 
 
 class Diverged(FloatingPointError):
-    """Losses or gradients that are not numbers, or infinite; or a loss that has leapt up.
+    """Losses or gradients that are not numbers, or infinite; or one of both that has leapt up.
 
     Attributes:
       step: where that was seen.
@@ -50,6 +48,7 @@ class Report:
         learning_rates: Sequence[float],
         most_skipped: int = 0,
         spike: float | None = None,
+        norm_spike: float | None = None,
         compiled: Callable[[], Compilation] = Compilation.none,
         memory: Callable[[], Memory] | None = None,
     ) -> None:
@@ -64,6 +63,7 @@ class Report:
           learning_rates: of each step of the run, the first one's first.
           most_skipped: how many steps in a row may have been skipped.
           spike: a loss of more than so many times the median of the last ones has diverged.
+          norm_spike: likewise for the norm of the gradients.
           compiled: asked after the first step what it took to compile.
           memory: asked for the most memory in use so far.
         """
@@ -71,7 +71,7 @@ class Report:
         self._work, self._log_interval = work, log_interval
         self._compiled, self._memory = compiled, memory
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
-        self._spike, self._losses = spike, deque[float](maxlen=_REMEMBERED)
+        self._leaps = {"loss": Leaps("loss", spike), "grad_norm": Leaps("grad norm", norm_spike)}
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
@@ -115,7 +115,9 @@ class Report:
             )
             row = f", and neither were those of {skipped - 1} steps before" if skipped > 1 else ""
             raise Diverged("the " + what.format(step, loss) + row, step)
-        self._check_spike(step, loss)
+        for name, leaps in self._leaps.items():
+            if leaps.looks and (problem := leaps.found(step, float(metrics[name]))):
+                raise Diverged(problem, step)
 
     def held_out(self, step: int, loss: float, **others: float) -> None:
         """Takes the loss on held-out text after a step, and what it is to be compared with.
@@ -126,19 +128,6 @@ class Report:
         self._write(step, {"held_out_loss": loss, **others, "seconds": self._seconds()})
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss after step {step} is {loss}", step)
-
-    def _check_spike(self, step: int, loss: float) -> None:
-        if self._spike is None or not math.isfinite(loss):
-            return
-        if len(self._losses) == _REMEMBERED:
-            usual = statistics.median(self._losses)
-            if loss > self._spike * usual:
-                raise Diverged(
-                    f"the loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of"
-                    f" the {_REMEMBERED} before",
-                    step,
-                )
-        self._losses.append(loss)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -56,6 +56,7 @@ def reporting(
             learning_rates=np.asarray(rates).tolist(),
             most_skipped=trainer.most_skipped,
             spike=trainer.spike,
+            norm_spike=trainer.norm_spike,
             compiled=records.compiled,
             memory=memory_peak,
         )
