@@ -10,10 +10,9 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
-from jaxpipe.build import build_engine
-from jaxpipe.config import Config, validate
+from jaxpipe.config import Config
 from jaxpipe.executor.run import BRANCH_SCOPE
-from jaxpipe.prepare import batches_of, corpus_of, resolved
+from jaxpipe.measurement import warmed_up
 
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(.*op_name=\"([^\"]*)\"")
 _BRANCH = re.compile(BRANCH_SCOPE.format(r"(\d+)"))
@@ -65,11 +64,7 @@ def profile_steps(config: Config, num_steps: int, folder: Path, *, longest: int 
     Raises:
       JaxpipeError: the configuration, the data or the devices cannot be used.
     """
-    validate(config)
-    corpus = corpus_of(config)
-    config = resolved(config, corpus)
-    engine, batch = build_engine(config), batches_of(config, corpus)[1]
-    state, _ = engine.train_batch(engine.init(jax.random.key(config.trainer.seed), batch), batch)
+    engine, state, batch = warmed_up(config)
     compiled, program = engine.compiled(state, batch), engine.program(batch)
     branches = [f"{op} of stage code {code}" for op, code in program.branches]
     scopes = scopes_of(compiled.as_text(), branches)

@@ -14,15 +14,13 @@ from jaxpipe import nn
 from jaxpipe.checkpoint import checkpoint_below, read_manifest
 from jaxpipe.config import Config, parse
 from jaxpipe.convert import described_model, family_of
-from jaxpipe.data import Bytes, Subwords, Tokenizer
+from jaxpipe.data import TOKENIZER_FILE, Bytes, Subwords, Tokenizer
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import ConfigError, ConvertError, DataError
 from jaxpipe.mesh import make_mesh
 from jaxpipe.model import PipelineModule
 from jaxpipe.pretrained import start_params
 from jaxpipe.storage import Placed
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class Trained(NamedTuple):
@@ -46,11 +44,12 @@ class Trained(NamedTuple):
         Raises:
           ConvertError: the model is of something else.
         """
-        network = "" if self.config is None else self.config.model.network
-        if network == "vit":
+        if self.config is not None and self.config.model.reads != "tokens":
+            model = self.config.model
             raise ConvertError(
-                f"{self.path} is of model.network {network}, which reads images and says what they"
-                " are; expected a language model. `jaxpipe eval` says how good it is."
+                f"{self.path} is of model.network {model.network}, which reads {model.reads} and"
+                " says what they are; expected a language model. `jaxpipe eval` says how good it"
+                " is."
             )
 
     def tokenizer(self, given: str | None = None) -> Tokenizer:
@@ -74,8 +73,7 @@ class Trained(NamedTuple):
         Raises:
           DataError: there is none to be found.
         """
-        # A run keeps a copy beside its checkpoints, and so does an import.
-        files = [folder / TOKENIZER_FILE for folder in self.path.absolute().parents[:2]]
+        files = tokenizer_places(self.path)
         if self.config is not None and self.config.data.tokenizer not in ("bytes", "train"):
             files.append(Path(self.config.data.tokenizer))
         for file in files:
@@ -85,6 +83,11 @@ class Trained(NamedTuple):
             f"{self.path} is of a model of token ids, and there is no tokenizer at"
             f" {' or '.join(map(str, files))}. Say where its tokenizer.json is: --tokenizer FILE."
         )
+
+
+def tokenizer_places(checkpoint: Path) -> list[Path]:
+    """Where the tokenizer of a checkpoint may be: an import keeps it beside, a run above."""
+    return [folder / TOKENIZER_FILE for folder in checkpoint.absolute().parents[:2]]
 
 
 def find_trained(path: Path, step: int | None = None) -> Trained:

@@ -44,7 +44,8 @@ build convert prepare
 pretrained
 trainer planner trained generate
 evaluation
-measurement demo doctor profiling
+measurement
+demo doctor profiling
 cli
 __main__
 """

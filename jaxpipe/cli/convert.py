@@ -38,6 +38,7 @@ class Export:
             write_huggingface,
             write_tensors,
         )
+        from jaxpipe.trained import tokenizer_places
 
         path = newest_below(self.path)
         leaves = Leaves(path)
@@ -48,9 +49,9 @@ class Export:
             write_huggingface(
                 leaves, config, self.out, dtype=self.dtype, vocab_size=self.vocab_size
             )
-            # A run keeps a copy beside its checkpoints, and so does an import.
-            for folder in path.absolute().parents[:2]:
-                copy_tokenizer(folder, self.out)
+            for file in tokenizer_places(path):
+                if copy_tokenizer(file.parent, self.out):
+                    break  # further up there may be another model's
         print(f"{path}: written to {self.out}")
         return 0
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from jaxpipe.config.config import Config, differences
 from jaxpipe.config.yaml_file import read, to_yaml, yaml_of_changes
+from jaxpipe.data.tokenizer import TOKENIZER_FILE
 from jaxpipe.errors import ConfigError
 
 Resume = Literal["auto", "must", "never"]
@@ -71,7 +72,7 @@ class RunDirectory:
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer, where there is one."""
-        return self.path / "tokenizer.json"
+        return self.path / TOKENIZER_FILE
 
     @property
     def checkpoints(self) -> Path:

@@ -14,11 +14,10 @@ from jaxpipe.checkpoint import LogicalTree
 from jaxpipe.convert.families import family_of
 from jaxpipe.convert.rules import Rule
 from jaxpipe.convert.tensors import TensorFiles, write_files
+from jaxpipe.data import TOKENIZER_FILE
 from jaxpipe.errors import ConvertError, first_few
 from jaxpipe.losses import cross_entropy
 from jaxpipe.model import PipelineModule
-
-TOKENIZER = "tokenizer.json"
 
 
 class Found(NamedTuple):
@@ -157,10 +156,10 @@ def copy_tokenizer(folder: Path, out: Path) -> Path | None:
 
     It is what `data.tokenizer` takes.
     """
-    file = folder / TOKENIZER
+    file = folder / TOKENIZER_FILE
     if not file.is_file():
         return None
-    return Path(shutil.copyfile(file, out / TOKENIZER))
+    return Path(shutil.copyfile(file, out / TOKENIZER_FILE))
 
 
 def _shapes(layers: Any) -> dict[str, Any]:

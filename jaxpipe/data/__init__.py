@@ -18,6 +18,7 @@ from jaxpipe.data.dataset import read_data as read_data
 from jaxpipe.data.documents import Document as Document
 from jaxpipe.data.documents import Documents as Documents
 from jaxpipe.data.samples import TokenSamples as TokenSamples
+from jaxpipe.data.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from jaxpipe.data.tokenizer import Bytes as Bytes
 from jaxpipe.data.tokenizer import Subwords as Subwords
 from jaxpipe.data.tokenizer import Tokenizer as Tokenizer

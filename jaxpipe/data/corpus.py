@@ -19,7 +19,7 @@ from jaxpipe.data.batches import Sides
 from jaxpipe.data.config import DataConfig
 from jaxpipe.data.documents import Document, Documents, Kind
 from jaxpipe.data.samples import TokenSamples
-from jaxpipe.data.tokenizer import Bytes, Subwords, Tokenizer, train_subwords
+from jaxpipe.data.tokenizer import TOKENIZER_FILE, Bytes, Subwords, Tokenizer, train_subwords
 from jaxpipe.data.tokens import Tokens, TokenWriter, open_raw, open_tokens, part_of, write_tokens
 from jaxpipe.errors import DataError
 
@@ -27,7 +27,7 @@ _VERSION = 1  # of what a cache holds
 _AT_ONCE = 256  # documents that are encoded together
 _SAY = 10.0  # seconds between two words on how far it is
 _SYNTHETIC = 2**20  # tokens
-_DONE, _TOKENIZER = "corpus.json", "tokenizer.json"
+_DONE = "corpus.json"
 
 
 class Corpus(NamedTuple):
@@ -162,7 +162,7 @@ def _tokenized(config: DataConfig, cache: Path, say: Callable[[str], None]) -> C
     folder = cache / _key(config, sources)
     if not (folder / _DONE).is_file():
         _make(config, sources, folder, say)
-    tokenizer = Bytes() if config.tokenizer == "bytes" else Subwords(folder / _TOKENIZER)
+    tokenizer = Bytes() if config.tokenizer == "bytes" else Subwords(folder / TOKENIZER_FILE)
     training, held_out = (open_tokens(folder / name) for name in ("training", "held_out"))
     return _corpus(training, held_out, tokenizer)
 
@@ -262,10 +262,10 @@ def _tokenizer(
     """The tokenizer; beside the tokens lies a copy of it."""
     if config.tokenizer == "bytes":
         return Bytes()
-    path = folder / _TOKENIZER
+    path = folder / TOKENIZER_FILE
     if config.tokenizer != "train":
         given = Path(config.tokenizer)
-        given = given / _TOKENIZER if given.is_dir() else given
+        given = given / TOKENIZER_FILE if given.is_dir() else given
         path.write_bytes(given.read_bytes())
         return Subwords(path)
     if config.vocab_size is None:

@@ -11,6 +11,7 @@ from jaxpipe.errors import DataError
 
 _END = "<|endoftext|>"  # as GPT-2 has it
 _ENDS = (_END, "</s>", "<|end_of_text|>", "<eos>")  # as others have it
+TOKENIZER_FILE = "tokenizer.json"
 MOST_BYTES = 256  # there are no more different ones
 
 
