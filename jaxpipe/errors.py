@@ -108,5 +108,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     listed = ", ".join(repr(name) for name in names) + "."
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}? Known: {listed}" if close else f"known: {listed}"
+    close = closest(word, names)
+    return f"known: {listed}" if close is None else f"did you mean {close!r}? Known: {listed}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The name that an unknown one was probably meant to be, if there is one.
+
+    >>> closest("1f1", ["gpipe", "1f1b"])
+    '1f1b'
+    """
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), None)

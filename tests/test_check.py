@@ -31,9 +31,49 @@ def test_all_that_is_wrong_is_listed(capsys, tmp_path):
     assert (code, out) == (2, "")
     for part in ("trainer.steps: got 0", "pipeline.tensor: got 3", "data.path: got null"):
         assert part in err
-    (tmp_path / "x.yaml").write_text("model:\n  heads: 3\n  widht: 9\n")
-    code, _, err = ended(capsys, "check", str(tmp_path / "x.yaml"))
-    assert code == 2 and "x.yaml:3" in err and "did you mean" in err
+
+
+def test_what_cannot_be_read_and_what_cannot_run_are_one_list_with_their_places(capsys, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model: {heads: 3, widht: 9}\noptimizer:\n  warmup_steps: 2000\n  beta1: 2\n"
+        "pipeline:\n  ranks: 99\n  tensor: 2\ntrainer: {steps: ten, seed: -1}\n"
+    )
+    code, out, err = ended(capsys, "check", str(file), "--metrics.heartbeat", "0")
+    assert (code, out) == (2, "")
+    problems = err.removeprefix("jaxpipe: error: ").splitlines()
+    # Not that 3 heads do not divide the default width, nor that 2000 is more than default steps.
+    assert [problem.split(": ")[:2] for problem in problems] == [
+        [f"{file}:1", "unknown key 'model.widht'; did you mean 'width'? Known"],
+        [f"{file}:4", "optimizer.beta1"],
+        [f"{file}:6", "pipeline.ranks"],
+        [f"{file}:7", "pipeline.tensor"],
+        [f"{file}:8", "trainer.seed"],
+        [f"{file}:8", "trainer.steps"],
+        ["option --metrics.heartbeat", "got 0.0, expected more than 0."],
+        ["What a field means", f"jaxpipe check {file} --explain FIELD"],
+    ]
+    code, out, err = ended(capsys, "check", str(file), "--explain", "trainer.steps")
+    assert (code, err) == (0, "") and out.startswith("trainer.steps: int = 1000\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("modell: {width: 64}", "--model.heads=7"),
+        ("model: 3", "--model.heads=7"),
+        ("model: {width: wide}", "--model.heads=7"),
+        ("pipeline: {microbatch: 3}", "--trainer.batch-size=12"),
+        ("pipeline: {microbatches: 8, microbatches: 3}", "--trainer.batch-size=12"),
+    ],
+)
+def test_what_may_only_follow_from_what_cannot_be_read_is_not_told(capsys, text, option, tmp_path):
+    for name, words in {"x.yaml": text, "y.yaml": ""}.items():
+        (tmp_path / name).write_text(words)
+        code, _, err = ended(capsys, "check", str(tmp_path / name), option)
+        problem, advice = err.splitlines()
+        assert code == 2 and advice.startswith("What a field means: ")
+        assert ("x.yaml:1: " in problem) == (name == "x.yaml")
 
 
 def test_every_field_is_explained(capsys):
@@ -45,9 +85,9 @@ def test_every_field_is_explained(capsys):
     )
     assert code == 0 and out.startswith("pipeline.zero: int = 0, here 2\n    What copies share")
     assert explain("seed", Config()) == explain("trainer.seed", Config())
-    assert explain("data", Config()).count("\n    ") == len(
-        [name for name in by_field(Config()) if name.startswith("data.")]
-    )
+    fields = [name for name in by_field(Config()) if name.startswith("data.")]
+    assert explain("data", Config()).count("\n    A run that goes on keeps it.") == len(fields)
+    assert explain("trainer.steps", Config()).endswith("\n    A run that goes on may change it.")
     with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.zero'"):
         explain("pipeline.zeros", Config())
 

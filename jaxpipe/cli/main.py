@@ -32,7 +32,7 @@ from jaxpipe.cli.resume import ResumeRun
 from jaxpipe.cli.summary import Summary
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
-from jaxpipe.config import Config, read
+from jaxpipe.config import Config, read_with_lines
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.processes import INTERRUPTED
 
@@ -72,8 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _parse(argv, Config())
         if hasattr(command, "config"):
-            # What the file says becomes the defaults of a second reading: options come on top.
-            command = _parse(argv, read(command.file))
+            reading = read_with_lines(command.file)
+            # What the file says becomes the defaults of a second parsing: options come on top.
+            command = _parse(argv, reading.config)
+            if not getattr(command, "explain", None):  # what a field means, a wrong file may ask
+                reading.require_sound(command.config)
         return command.run()
     except BrokenPipeError:  # `jaxpipe draw ... | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

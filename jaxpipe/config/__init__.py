@@ -17,6 +17,7 @@ from jaxpipe.config.validate import validate as validate
 from jaxpipe.config.watch import WatchConfig as WatchConfig
 from jaxpipe.config.yaml_file import parse as parse
 from jaxpipe.config.yaml_file import read as read
+from jaxpipe.config.yaml_file import read_with_lines as read_with_lines
 from jaxpipe.config.yaml_file import to_yaml as to_yaml
 from jaxpipe.config.yaml_file import yaml_of_changes as yaml_of_changes
 from jaxpipe.data.config import DataConfig as DataConfig

@@ -12,7 +12,7 @@ from jaxpipe.errors import ConfigError, nearest
 
 
 def explain(key: str, config: Config) -> str:
-    """A field in words: its type, its default, what it is here, and what it means.
+    """A field in words: its type, its default, what it is here, what it means, if it may change.
 
     Args:
       key: the field's whole name, a component's name, or a field's without its component's.
@@ -24,6 +24,7 @@ def explain(key: str, config: Config) -> str:
     >>> print(explain("trainer.seed", Config()))
     trainer.seed: int = 0
         Seed of the parameters, of dropout and of the order of the data.
+        A run that goes on keeps it.
     """
     fields = {f"{part}.{name}": text for part in _components() for name, text in _texts(part)}
     places = (lambda n: n, lambda n: n.split(".")[0], lambda n: n.split(".")[1])
@@ -35,7 +36,11 @@ def explain(key: str, config: Config) -> str:
     for name in chosen:
         kind, text = fields[name]
         here = "" if values[name] == defaults[name] else f", here {values[name]!r}"
+        component, field = name.split(".")
+        free = field in config.components[component].FREE
+        then = "may change it" if free else "keeps it"
         lines += [f"{name}: {kind} = {defaults[name]!r}{here}", f"    {text}"]
+        lines += [f"    A run that goes on {then}."]
     return "\n".join(lines)
 
 

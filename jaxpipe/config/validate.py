@@ -19,7 +19,19 @@ def validate(config: Config) -> Config:
     Raises:
       ConfigError: with every problem on a line of its own.
     """
-    problems = [
+    problems = problems_of(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def problems_of(config: Config) -> list[str]:
+    """All that is wrong with a configuration; each begins with the name of the field to change.
+
+    >>> problems_of(Config())
+    []
+    """
+    return [
         *(problem for part in config.components.values() for problem in part.problems()),
         *_reading(config),
         *_vocabulary(config),
@@ -30,9 +42,6 @@ def validate(config: Config) -> Config:
         *_stages(config),
         *_patience(config),
     ]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return config
 
 
 def _reading(config: Config) -> Iterator[str]:

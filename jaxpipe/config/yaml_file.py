@@ -13,9 +13,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import yaml
 
 from jaxpipe.config.config import Config
-from jaxpipe.errors import ConfigError, nearest
-
-_Problems = list[tuple[int, str]]
+from jaxpipe.config.reading import Reading
+from jaxpipe.errors import ConfigError, closest, nearest
 
 
 def read(path: str | Path) -> Config:
@@ -25,11 +24,20 @@ def read(path: str | Path) -> Config:
       ConfigError: the file is missing or is no YAML, or it has unknown keys, keys given twice
           or values of the wrong type; all of them are listed, each with its line.
     """
+    return read_with_lines(path).require_readable()
+
+
+def read_with_lines(path: str | Path) -> Reading:
+    """What a YAML file says, where it says it, and what of it cannot be read.
+
+    Raises:
+      ConfigError: the file is missing or is no YAML.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}.") from error
-    return parse(text, name=str(path))
+    return _parse(text, str(path))
 
 
 def parse(text: str, *, name: str = "<text>") -> Config:
@@ -41,11 +49,15 @@ def parse(text: str, *, name: str = "<text>") -> Config:
     Raises:
       ConfigError: as `read`.
     """
+    return _parse(text, name).require_readable()
+
+
+def _parse(text: str, name: str) -> Reading:
     loader = yaml.SafeLoader(text)
-    problems: _Problems = []
+    found = _Found(loader)
     try:
         node = loader.get_single_node()
-        config = Config() if node is None else _component(loader, node, Config, "", problems)
+        config = Config() if node is None else _component(node, Config, "", found)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{name}:{line}: this is not YAML: {error.problem}.") from error
@@ -53,10 +65,9 @@ def parse(text: str, *, name: str = "<text>") -> Config:
         raise ConfigError(f"{name}: this is not YAML: {error}") from error
     finally:
         loader.dispose()
-    if problems:
-        listed = [f"{name}:{line}: {problem}" for line, problem in sorted(problems)]
-        raise ConfigError("\n".join(listed))
-    return cast(Config, config)
+    return Reading(
+        name, cast(Config, config), found.lines, tuple(found.misread), frozenset(found.unsure)
+    )
 
 
 def to_yaml(config: Config) -> str:
@@ -115,34 +126,49 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _component(
-    loader: yaml.SafeLoader, node: yaml.Node, kind: type, path: str, problems: _Problems
-) -> Any:
-    """A `kind` from a mapping node; adds what is wrong to `problems` and leaves it out."""
+class _Found:
+    """What comes to light as a file is read, as in `Reading`."""
+
+    def __init__(self, loader: yaml.SafeLoader):
+        self.loader = loader
+        self.lines: dict[str, int] = {}
+        self.misread: list[tuple[int, str]] = []
+        self.unsure: set[str] = set()
+
+    def wrong(self, node: yaml.Node, text: str, unsure: str) -> None:
+        self.misread.append((_line(node), text))
+        self.unsure.add(unsure)
+
+
+def _component(node: yaml.Node, kind: type, path: str, found: _Found) -> Any:
+    """A `kind` from a mapping node; what is wrong with it is left out, and noted in `found`."""
     hints = get_type_hints(kind)
     if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
         return kind()  # a component whose fields are all commented out
     if not isinstance(node, yaml.MappingNode):
-        where = path or "the file"
-        problems.append((_line(node), f"{where}: got {_shown(loader, node)}, expected keys."))
+        got = _shown(found.loader, node)
+        found.wrong(node, f"{path or 'the file'}: got {got}, expected keys.", path)
         return kind()
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
         full = f"{path}.{key}" if path else key
         if key not in hints:
+            meant = closest(key, hints) or key
             hint = nearest(key, hints)
-            problems.append((_line(key_node), f"unknown key {full!r}; {hint}"))
+            found.wrong(key_node, f"unknown key {full!r}; {hint}", full[: -len(key)] + meant)
         elif key in values:
-            problems.append((_line(key_node), f"{full}: given twice; keep one."))
+            found.wrong(key_node, f"{full}: given twice; keep one.", full)
         elif dataclasses.is_dataclass(hints[key]):
-            values[key] = _component(loader, value_node, hints[key], full, problems)
+            values[key] = _component(value_node, hints[key], full, found)
         else:
+            found.lines[full] = _line(key_node)
             try:
-                values[key] = _value(loader.construct_object(value_node, deep=True), hints[key])
+                value = found.loader.construct_object(value_node, deep=True)
+                values[key] = _value(value, hints[key])
             except _WrongType:
-                got, expected = _shown(loader, value_node), _described(hints[key])
-                problems.append((_line(value_node), f"{full}: got {got}, expected {expected}."))
+                got, expected = _shown(found.loader, value_node), _described(hints[key])
+                found.wrong(value_node, f"{full}: got {got}, expected {expected}.", full)
     return kind(**values)
 
 
