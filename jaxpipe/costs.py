@@ -10,7 +10,7 @@ from jaxpipe import jaxpr as jaxprs
 from jaxpipe.mesh import TENSOR, axis_size, traced_on
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import LayerCost
-from jaxpipe.spec import num_bytes, num_elements
+from jaxpipe.spec import num_bytes, num_elements, signature
 
 PyTree = Any
 
@@ -26,8 +26,7 @@ def layer_costs(model: PipelineModule, outline: Outline) -> tuple[LayerCost, ...
     for layer in model.layers:
         x, y = outline.inputs[layer.index], outline.outputs[layer.index]
         params = outline.params[layer.owner]
-        leaves, tree = jax.tree.flatten((x, params))
-        key = (layer.kind, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        key = layer.kind, signature((x, params))
         if key not in known:
             run = lambda p, x, b, layer=layer: model.apply_layer(layer, p, x, b, None, False)
             known[key] = int(flops(run, params, x, outline.batch))

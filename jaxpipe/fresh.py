@@ -1,10 +1,11 @@
 """Fresh parameters, each layer's made on the devices that keep it."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxpipe import jaxpr as jaxprs
@@ -22,7 +23,8 @@ class FreshRows:
     """Makes a device's row of every parameter buffer.
 
     Layers are traced here, outside any mesh, so that they make what they make without one; each
-    device then keeps its piece.
+    device then keeps its piece. Layers that are alike are compiled once, however many there are:
+    each rank makes its own, one after the other, in one loop.
 
     Args:
       model: the layers.
@@ -43,54 +45,80 @@ class FreshRows:
         key: Any,
     ):
         self._layout = layout
-        self._indices = leaves_of(layout, outline.params)
-        # Layers that are alike on several ranks are compiled once: which layer it is, and so its
-        # key, is looked up by rank.
-        self._makers: dict[object, tuple[list[Layer], list[Home], dict[int, int]]] = {}
-        for stage in range(partition.num_stages):
-            rank, first = placement[stage], partition.boundaries[stage]
-            own = [model.layers[i] for i in partition.stage(stage) if not model.layers[i].is_tied]
-            homes = [layout.homes[i][rank] for layer in own for i in self._indices[layer.name]]
-            where = tuple(layer.index - first for layer in own)
-            like = (tuple(layer.kind for layer in own), tuple(homes), where)
-            self._makers.setdefault(like, (own, homes, {}))[2][rank] = first
-        self._traced = {
-            layer.name: jaxprs.trace(lambda k, x=layer: model.init_layer(x, outline, k), key)[0]
-            for own, _, _ in self._makers.values()
-            for layer in own
-        }
+        indices = leaves_of(layout, outline.params)
+        self._groups: dict[Hashable, _Alike] = {}
+        for stage, rank in enumerate(placement):
+            for layer in (model.layers[i] for i in partition.stage(stage)):
+                if layer.is_tied:
+                    continue
+                kind = model.init_kind(layer, outline)
+                if kind not in self._groups:
+                    maker = lambda k, x=layer: model.init_layer(x, outline, k)
+                    self._groups[kind] = _Alike(layout, jaxprs.trace(maker, key)[0])
+                self._groups[kind].add(rank, layer, indices[layer.name])
 
     def __call__(self, key: jax.Array) -> dict[str, jax.Array]:
         """The rows, inside `shard_map`; the same key gives the same parameters on any mesh."""
-        rank, layout = lax.axis_index(PIPE), self._layout
+        layout = self._layout
         rows = {
             name: jnp.zeros(layout.row_shape(name), b.dtype) for name, b in layout.buffers.items()
         }
-        for own, homes, firsts in self._makers.values():
-            table = jnp.array([firsts.get(r, 0) for r in range(layout.num_ranks)], jnp.int32)
-            here = jnp.isin(rank, jnp.array(list(firsts)))
-            free = iter(homes)
-            for layer in own:
-                own_homes = [next(free) for _ in self._indices[layer.name]]
-                offset = layer.index - min(firsts.values())
-
-                def body(
-                    zero: jax.Array, rows: dict[str, jax.Array], layer: Layer = layer,
-                    homes: list[Home] = own_homes, index: jax.Array = table[rank] + offset,
-                ) -> dict[str, jax.Array]:  # fmt: skip
-                    return self._written(layer, homes, jax.random.fold_in(key, index + zero), rows)
-
-                # One guard a layer: what making it takes is free again before the next is made.
-                rows = when(here, body, rows)
+        for group in self._groups.values():
+            rows = group.made(key, rows)
         return rows
 
-    def _written(
-        self, layer: Layer, homes: Sequence[Home], key: jax.Array, rows: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """The rows with one layer's parameters."""
-        rows = dict(rows)
-        made = jaxprs.call(self._traced[layer.name], [key])
-        for i, home, leaf in zip(self._indices[layer.name], homes, made, strict=True):
-            cut = self._layout.held_cut(i)
-            write(rows, home, leaf if cut.is_whole else own_piece(leaf, cut))
-        return rows
+
+class _Alike:
+    """Layers that make their parameters alike, each from a key of its own."""
+
+    def __init__(self, layout: Layout, traced: jaxprs.ClosedJaxpr):
+        self._layout, self._traced = layout, traced
+        self._numbers: list[list[int]] = [[] for _ in range(layout.num_ranks)]  # of layers
+        # Where a layer's leaves go; one layer after the other has buffers of its own, those that
+        # correspond on several ranks the same ones.
+        self._homes: dict[tuple[Home, ...], list[list[int]]] = {}
+        self._indices: Sequence[int] = ()
+
+    def add(self, rank: int, layer: Layer, indices: Sequence[int]) -> None:
+        """Another of these layers, with the indices of its leaves in the layout."""
+        homes = tuple(self._layout.homes[i][rank] for i in indices)
+        places = self._homes.setdefault(homes, [[] for _ in self._numbers])
+        places[rank].append(len(self._numbers[rank]))
+        self._numbers[rank].append(layer.index)
+        self._indices = indices  # leaves of layers that are alike are cut alike
+
+    def made(self, key: jax.Array, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The rows with the parameters of these layers that are this rank's."""
+        rank, most = lax.axis_index(PIPE), max(map(len, self._numbers))
+        numbers = np.zeros((len(self._numbers), most), np.uint32)
+        for row, own in zip(numbers, self._numbers, strict=True):
+            row[: len(own)] = own
+        count = jnp.array([len(own) for own in self._numbers], jnp.uint32)[rank]
+
+        # What making a layer takes is free again before the next one is made.
+        def body(turn: jax.Array, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            number = jnp.array(numbers)[rank, turn]
+            leaves = self._pieces(jax.random.fold_in(key, number))
+            for homes, places in self._homes.items():
+                here = np.zeros(numbers.shape, np.uint32)
+                for row, turns in zip(here, places, strict=True):
+                    row[turns] = 1
+
+                def put(zero: jax.Array, rows: Any, homes: tuple[Home, ...] = homes) -> Any:
+                    rows = dict(rows)
+                    for home, leaf in zip(homes, leaves, strict=True):
+                        write(rows, home, leaf)
+                    return rows
+
+                rows = when(jnp.array(here)[rank, turn], put, rows)
+            return rows
+
+        return lax.fori_loop(jnp.uint32(0), count, body, rows)
+
+    def _pieces(self, key: jax.Array) -> list[jax.Array]:
+        """What this device holds of a layer's leaves."""
+        made, cuts = jaxprs.call(self._traced, [key]), map(self._layout.held_cut, self._indices)
+        return [
+            leaf if cut.is_whole else own_piece(leaf, cut)
+            for leaf, cut in zip(made, cuts, strict=True)
+        ]

@@ -15,7 +15,7 @@ from jaxpipe.errors import JaxpipeError, LayerError, LossError
 from jaxpipe.layers import Layer, LayerLike, build_layers
 from jaxpipe.layers.boxes import tensor_dims, unboxed
 from jaxpipe.mesh import TENSOR, axis_size, traced_on
-from jaxpipe.spec import abstract, cast_floats, cast_floats_spec, describe, zeros
+from jaxpipe.spec import abstract, cast_floats, cast_floats_spec, describe, signature, zeros
 
 PyTree = Any
 Batch = Mapping[str, PyTree]
@@ -98,14 +98,13 @@ class PipelineModule:
           key: a typed PRNG key, `jax.random.key(seed)`.
           batch: an example; only shapes and dtypes are read.
         """
-        outline = self.outline(batch)
-        return {
-            layer.name: jax.jit(functools.partial(self.init_layer, layer, outline))(
-                jax.random.fold_in(key, layer.index)
-            )
-            for layer in self.layers
-            if not layer.is_tied
-        }
+        outline, made, makers = self.outline(batch), {}, {}
+        for layer in self.layers:
+            if not layer.is_tied:
+                new = jax.jit(functools.partial(self.init_layer, layer, outline))
+                make = makers.setdefault(self.init_kind(layer, outline), new)
+                made[layer.name] = make(jax.random.fold_in(key, layer.index))
+        return made
 
     def apply(
         self, params: Logical, batch: Batch, *, key: jax.Array | None = None, train: bool = False
@@ -147,6 +146,11 @@ class PipelineModule:
         zero = (jnp.zeros(()), jnp.zeros(()))
         (loss, weight), _ = jax.lax.scan(one, zero, (jnp.arange(num_microbatches), pieces))
         return loss / weight
+
+    def init_kind(self, layer: Layer, outline: Outline) -> Hashable:
+        """Equal for layers whose fresh parameters are the same function of their keys."""
+        given = outline.inputs[layer.index], layer.side_inputs(outline.batch)
+        return layer.kind, signature(given)
 
     def init_layer(self, layer: Layer, outline: Outline, key: jax.Array) -> PyTree:
         """Fresh parameters of one layer from its own key."""
@@ -272,8 +276,7 @@ class _Shapes:
         self, layer: Layer, x: PyTree, what: str, fn: Callable[..., Any], more: PyTree
     ) -> PyTree:
         """Of `fn`, which is what the layer does, of `x` and `more`; names the layer in errors."""
-        leaves, tree = jax.tree.flatten((x, more))
-        key = what, layer.kind, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        key = what, layer.kind, signature((x, more))
         if key not in self._known:
             try:
                 self._known[key] = self._trace(x, what, fn, more)

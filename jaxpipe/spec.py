@@ -1,6 +1,7 @@
 """Shapes and dtypes without values: abstract trees, their bytes, and how messages show them."""
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -13,6 +14,16 @@ PyTree = Any
 def abstract(tree: PyTree) -> PyTree:
     """The same tree with a `jax.ShapeDtypeStruct` for each array."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def signature(tree: PyTree) -> Hashable:
+    """Equal for trees of one structure whose arrays have the same shapes and dtypes.
+
+    >>> signature([jnp.zeros(2)]) == signature([jnp.ones(2)]) != signature([jnp.zeros(3)])
+    True
+    """
+    leaves, treedef = jax.tree.flatten(abstract(tree))
+    return treedef, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
 
 def zeros(tree: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ from jaxpipe.executor.actions import Station
 from jaxpipe.layers import Layer
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import Partition
-from jaxpipe.spec import abstract, cast_floats_spec, is_float
+from jaxpipe.spec import cast_floats_spec, signature
 from jaxpipe.storage import Layout
 from jaxpipe.storage.parameters import leaves_of
 
@@ -125,7 +125,7 @@ class _Builder:
         key = (
             tuple(layer.kind for layer in layers),
             tuple(owners.index(layer.owner) for layer in layers),
-            _hashable_spec(plan.x), is_first, is_last, plan.needs_dx, homes, trainable,
+            signature(plan.x), is_first, is_last, plan.needs_dx, homes, trainable,
         )  # fmt: skip
         return key, Station(plan, homes)
 
@@ -185,8 +185,3 @@ def _context_spec(outline: Outline, scaled: bool) -> dict[str, Any]:
     layer = jax.ShapeDtypeStruct((), "uint32")
     scale = {SCALE: jax.ShapeDtypeStruct((), "float32")} if scaled else {}
     return dict(batch=dict(outline.batch), key=key, layer=layer, **scale)
-
-
-def _hashable_spec(tree: PyTree) -> Hashable:
-    leaves, treedef = jax.tree.flatten(abstract(tree))
-    return treedef, tuple((leaf.shape, str(leaf.dtype), is_float(leaf)) for leaf in leaves)

@@ -49,6 +49,7 @@ section { padding: 16px 18px; margin-bottom: 16px; overflow-x: auto }
 .plot .dot.line-1 { fill: var(--line-1) }
 .picture { background: #fff; color-scheme: light; border-radius: 8px; overflow-x: auto;
   border: 1px solid var(--edge) }
+.picture svg { display: block; max-width: 100%; min-width: 720px; height: auto }
 .picture .bar:hover rect { stroke: #000 }
 .share { display: flex; height: 26px; border-radius: 6px; overflow: hidden; margin-bottom: 12px }
 .share div { min-width: 1px }
