@@ -10,12 +10,11 @@ from jax import lax
 
 from jaxpipe import jaxpr as jaxprs
 from jaxpipe.executor.run import when
-from jaxpipe.layers import Layer
 from jaxpipe.mesh import PIPE
 from jaxpipe.model import Outline, PipelineModule
 from jaxpipe.partition import Partition
 from jaxpipe.pieces import own_piece
-from jaxpipe.storage import Home, Layout, write
+from jaxpipe.storage import Home, Layout, read, write
 from jaxpipe.storage.parameters import leaves_of
 
 
@@ -46,16 +45,18 @@ class FreshRows:
     ):
         self._layout = layout
         indices = leaves_of(layout, outline.params)
-        self._groups: dict[Hashable, _Alike] = {}
+        self._groups: dict[Hashable, list[_Alike]] = {}
         for stage, rank in enumerate(placement):
             for layer in (model.layers[i] for i in partition.stage(stage)):
                 if layer.is_tied:
                     continue
-                kind = model.init_kind(layer, outline)
+                kind, own = model.init_kind(layer, outline), indices[layer.name]
                 if kind not in self._groups:
                     maker = lambda k, x=layer: model.init_layer(x, outline, k)
-                    self._groups[kind] = _Alike(layout, jaxprs.trace(maker, key)[0])
-                self._groups[kind].add(rank, layer, indices[layer.name])
+                    traced, _ = jaxprs.trace(maker, key)
+                    self._groups[kind] = [_Alike(layout, traced, n) for n in range(len(own))]
+                for group, index in zip(self._groups[kind], own, strict=True):
+                    group.add(rank, layer.index, index)
 
     def __call__(self, key: jax.Array) -> dict[str, jax.Array]:
         """The rows, inside `shard_map`; the same key gives the same parameters on any mesh."""
@@ -63,62 +64,62 @@ class FreshRows:
         rows = {
             name: jnp.zeros(layout.row_shape(name), b.dtype) for name, b in layout.buffers.items()
         }
-        for group in self._groups.values():
-            rows = group.made(key, rows)
+        for groups in self._groups.values():
+            for group in groups:
+                rows = group.made(key, rows)
         return rows
 
 
 class _Alike:
-    """Layers that make their parameters alike, each from a key of its own."""
+    """A leaf of several layers, which they make alike, each from a key of its own.
 
-    def __init__(self, layout: Layout, traced: jaxprs.ClosedJaxpr):
-        self._layout, self._traced = layout, traced
-        self._numbers: list[list[int]] = [[] for _ in range(layout.num_ranks)]  # of layers
-        # Where a layer's leaves go; one layer after the other has buffers of its own, those that
-        # correspond on several ranks the same ones.
-        self._homes: dict[tuple[Home, ...], list[list[int]]] = {}
-        self._indices: Sequence[int] = ()
+    Args:
+      layout: where parameters live at rest.
+      traced: key -> a layer's leaves.
+      place: of the leaf among them.
+    """
 
-    def add(self, rank: int, layer: Layer, indices: Sequence[int]) -> None:
-        """Another of these layers, with the indices of its leaves in the layout."""
-        homes = tuple(self._layout.homes[i][rank] for i in indices)
-        places = self._homes.setdefault(homes, [[] for _ in self._numbers])
-        places[rank].append(len(self._numbers[rank]))
-        self._numbers[rank].append(layer.index)
-        self._indices = indices  # leaves of layers that are alike are cut alike
+    def __init__(self, layout: Layout, traced: jaxprs.ClosedJaxpr, place: int):
+        self._layout, self._traced, self._place = layout, traced, place
+        self._layers: list[list[int]] = [[] for _ in range(layout.num_ranks)]  # by rank, and turn
+        # On one rank each has a home of its own; those that correspond on several have the same.
+        self._homes: dict[Home, list[tuple[int, int]]] = {}  # (rank, turn)
+        self._index = 0
+
+    def add(self, rank: int, layer: int, index: int) -> None:
+        """Another such leaf: its layer's number, and its index in the layout."""
+        turns = self._homes.setdefault(self._layout.homes[index][rank], [])
+        turns.append((rank, len(self._layers[rank])))
+        self._layers[rank].append(layer)
+        self._index = index  # any of them: they have one shape, and are cut alike
 
     def made(self, key: jax.Array, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The rows with the parameters of these layers that are this rank's."""
-        rank, most = lax.axis_index(PIPE), max(map(len, self._numbers))
-        numbers = np.zeros((len(self._numbers), most), np.uint32)
-        for row, own in zip(numbers, self._numbers, strict=True):
-            row[: len(own)] = own
-        count = jnp.array([len(own) for own in self._numbers], jnp.uint32)[rank]
+        """The rows with those of these leaves that are this rank's."""
+        rank, most = lax.axis_index(PIPE), max(map(len, self._layers))
+        count = jnp.array([len(own) for own in self._layers], jnp.uint32)[rank]
+        layers = [own + [0] * (most - len(own)) for own in self._layers]
+        layout, index = self._layout, self._index
+        empty = jnp.zeros(layout.shape_of(index), layout.leaves[index].dtype)
 
-        # What making a layer takes is free again before the next one is made.
         def body(turn: jax.Array, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            number = jnp.array(numbers)[rank, turn]
-            leaves = self._pieces(jax.random.fold_in(key, number))
-            for homes, places in self._homes.items():
-                here = np.zeros(numbers.shape, np.uint32)
-                for row, turns in zip(here, places, strict=True):
-                    row[turns] = 1
-
-                def put(zero: jax.Array, rows: Any, homes: tuple[Home, ...] = homes) -> Any:
-                    rows = dict(rows)
-                    for home, leaf in zip(homes, leaves, strict=True):
-                        write(rows, home, leaf)
-                    return rows
-
-                rows = when(jnp.array(here)[rank, turn], put, rows)
+            layer = jnp.array(layers, jnp.uint32)[rank, turn]
+            make = lambda zero, _: self._leaf(jax.random.fold_in(key, layer + zero))
+            # In a loop of its own, so that it is made once, though each home asks for it.
+            leaf, rows = when(turn < count, make, empty), dict(rows)
+            for home, turns in self._homes.items():
+                here = np.zeros((len(layers), most), bool)
+                here[tuple(zip(*turns, strict=True))] = True
+                old = read(rows, home, leaf.shape)
+                write(rows, home, jnp.where(jnp.array(here)[rank, turn], leaf, old))
             return rows
 
         return lax.fori_loop(jnp.uint32(0), count, body, rows)
 
-    def _pieces(self, key: jax.Array) -> list[jax.Array]:
-        """What this device holds of a layer's leaves."""
-        made, cuts = jaxprs.call(self._traced, [key]), map(self._layout.held_cut, self._indices)
-        return [
-            leaf if cut.is_whole else own_piece(leaf, cut)
-            for leaf, cut in zip(made, cuts, strict=True)
-        ]
+    def _leaf(self, key: jax.Array) -> jax.Array:
+        """What this device holds of the leaf that a layer makes of its key."""
+        jaxpr, cut = self._traced.jaxpr, self._layout.held_cut(self._index)
+        leaf = jaxpr.outvars[self._place]
+        made = jaxprs.initial_values(self._traced, [key])
+        [value] = jaxprs.evaluate(jaxprs.needed(jaxpr.eqns, [leaf]), made, [leaf])
+        value = value if cut.is_whole else own_piece(value, cut)
+        return value.astype(self._layout.leaves[self._index].dtype)
