@@ -57,6 +57,15 @@ def test_what_cannot_be_read_and_what_cannot_run_are_one_list_with_their_places(
     assert (code, err) == (0, "") and out.startswith("trainer.steps: int = 1000\n")
 
 
+def test_what_does_not_fit_together_has_the_place_of_what_was_set(capsys, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("\nmodel:\n  heads: 5\n")
+    _, _, err = ended(capsys, "check", str(file))
+    assert f"{file}:3: model.width: got 128, which 5 heads do not divide" in err
+    _, _, err = ended(capsys, "check", str(file), "--model.heads", "7")
+    assert "option --model.heads: model.width: got 128, which 7 heads do not divide" in err
+
+
 @pytest.mark.parametrize(
     ("text", "option"),
     [
@@ -88,7 +97,7 @@ def test_every_field_is_explained(capsys):
     fields = [name for name in by_field(Config()) if name.startswith("data.")]
     assert explain("data", Config()).count("\n    A run that goes on keeps it.") == len(fields)
     assert explain("trainer.steps", Config()).endswith("\n    A run that goes on may change it.")
-    with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.zero'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.zero' or "):
         explain("pipeline.zeros", Config())
 
 

@@ -114,6 +114,14 @@ def test_what_is_no_yaml_or_no_file_is_said_with_its_place(tmp_path):
     assert str(tmp_path / "none.yaml") in problems_of(read, tmp_path / "none.yaml")[0]
 
 
+def test_a_file_says_of_which_version_its_format_is():
+    assert to_yaml(Config()).startswith("version: 1\n")
+    assert parse("version: 1\ntrainer: {steps: 7}").trainer.steps == 7
+    for version in ("2", "0", "one", "true"):
+        [problem] = problems_of(lambda text=f"version: {version}": parse(text, name="x.yaml"))
+        assert problem.startswith("x.yaml:1: version: got ") and "reads 1" in problem
+
+
 @pytest.mark.parametrize(("text", "number"), [("3e-4", 3e-4), ("1", 1.0), ("1.0e30", 1e30)])
 def test_numbers_without_a_dot_are_numbers(text, number):
     value = parse(f"optimizer: {{learning_rate: {text}}}").optimizer.learning_rate

@@ -2,13 +2,14 @@
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
 import re
 from typing import Any, get_type_hints
 
 from jaxpipe.config.config import Config, by_field
-from jaxpipe.errors import ConfigError, nearest
+from jaxpipe.errors import ConfigError
 
 
 def explain(key: str, config: Config) -> str:
@@ -30,7 +31,10 @@ def explain(key: str, config: Config) -> str:
     places = (lambda n: n, lambda n: n.split(".")[0], lambda n: n.split(".")[1])
     chosen = next(filter(None, ([n for n in fields if at(n) == key] for at in places)), [])
     if not chosen:
-        raise ConfigError(f"{key}: unknown; {nearest(key, fields)}")
+        near = difflib.get_close_matches(key, [*fields, *_components()], n=5, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        parts = ", ".join(_components())
+        raise ConfigError(f"{key}: unknown; {hint}The components, which list theirs: {parts}.")
     defaults, values = by_field(Config()), by_field(config)
     lines = []
     for name in chosen:

@@ -1,7 +1,7 @@
 """A configuration as a file has it: what it says, and where; so that what is wrong has a place."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jaxpipe.config.config import Config, by_field
@@ -58,16 +58,30 @@ class Reading:
 
     def _placed(self, problem: str, config: Config) -> tuple[float, str]:
         """A problem with its place, and what to sort by: the file first, by lines, then options."""
-        subject = problem.split(":")[0]
-        if by_field(config)[subject] != by_field(self.config)[subject]:
-            return float("inf"), f"option --{problem}"
-        if subject in self.lines:
-            return self.lines[subject], f"{self.name}:{self.lines[subject]}: {problem}"
+        now, read = by_field(config), by_field(self.config)
+        for name in _spoken_of(problem, now):
+            if now[name] != read[name]:
+                return float("inf"), f"option --{name}: {problem.removeprefix(f'{name}: ')}"
+            if name in self.lines:
+                return self.lines[name], f"{self.name}:{self.lines[name]}: {problem}"
         return float("inf"), problem
 
     def _may_follow(self, problem: str) -> bool:
         """Whether a problem speaks of what has its default only because it cannot be read."""
-        fields = [
+        unsure = [
             name for name in by_field(self.config) if self.unsure & {name, name.split(".")[0]}
         ]
-        return any(re.search(rf"\b{name.split('.')[1]}\b", problem) for name in fields)
+        return any(_has_word(problem, name.split(".")[1]) for name in unsure)
+
+
+def _spoken_of(problem: str, fields: Iterable[str]) -> list[str]:
+    """The fields that a problem speaks of: its subject first, then by whole name, then by word."""
+    subject = problem.split(":")[0]
+    whole = [name for name in fields if _has_word(problem, name)]
+    own = [name for name in fields if name.split(".")[0] == subject.split(".")[0]]
+    words = [name for name in own if _has_word(problem, name.split(".")[1])]
+    return list(dict.fromkeys([subject, *whole, *words]))
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", text) is not None

@@ -16,6 +16,8 @@ from jaxpipe.config.config import Config
 from jaxpipe.config.reading import Reading
 from jaxpipe.errors import ConfigError, closest, nearest
 
+VERSION = 1  # of the format, which runs write into their config.yaml
+
 
 def read(path: str | Path) -> Config:
     """The configuration in a YAML file; a field that it does not name keeps its default.
@@ -73,11 +75,12 @@ def _parse(text: str, name: str) -> Reading:
 def to_yaml(config: Config) -> str:
     """The YAML text of every field: `parse(to_yaml(config)) == config`.
 
-    >>> print(to_yaml(Config()).splitlines()[0])
-    model:
+    >>> print(*to_yaml(Config()).splitlines()[:2])
+    version: 1 model:
     """
     tree = _plain(dataclasses.asdict(config))
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return f"version: {VERSION}\n{text}"
 
 
 def yaml_of_changes(config: Config) -> str:
@@ -153,7 +156,9 @@ def _component(node: yaml.Node, kind: type, path: str, found: _Found) -> Any:
     for key_node, value_node in node.value:
         key = str(key_node.value)
         full = f"{path}.{key}" if path else key
-        if key not in hints:
+        if full == "version":
+            _check_version(value_node, found)
+        elif key not in hints:
             meant = closest(key, hints) or key
             hint = nearest(key, hints)
             found.wrong(key_node, f"unknown key {full!r}; {hint}", full[: -len(key)] + meant)
@@ -170,6 +175,15 @@ def _component(node: yaml.Node, kind: type, path: str, found: _Found) -> Any:
                 got, expected = _shown(found.loader, value_node), _described(hints[key])
                 found.wrong(value_node, f"{full}: got {got}, expected {expected}.", full)
     return kind(**values)
+
+
+def _check_version(node: yaml.Node, found: _Found) -> None:
+    version = found.loader.construct_object(node)
+    if type(version) is not int or not 1 <= version <= VERSION:
+        text = (
+            f"version: got {version!r}; this jaxpipe reads {VERSION}. Upgrade it, or leave it out."
+        )
+        found.wrong(node, text, "version")
 
 
 class _WrongType(Exception):
