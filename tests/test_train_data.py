@@ -21,7 +21,7 @@ from jaxpipe.config import (
     read,
 )
 from jaxpipe.data import write_tokens
-from jaxpipe.errors import ConfigError
+from jaxpipe.errors import ConfigError, DataError
 from jaxpipe.metrics import PlainConsole
 from jaxpipe.trainer import Outcome, run
 
@@ -69,6 +69,26 @@ def test_every_source_is_trained_on_and_gone_on_with(tmp_path, source):
     trained(named("cut"))
     assert losses_of(named("cut")) == losses_of(named("whole"))
     assert saved_steps(named("cut"))[-1] == 8
+
+
+def test_other_tokens_are_refused_and_damaged_ones_too(tmp_path):
+    data: Any = a_source(tmp_path / "x", "tokens") | dict(source="tokens", sequence_length=16)
+    config = dataclasses.replace(a_config(tmp_path, steps=2), data=DataConfig(**data))
+    trained(config)
+    longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, steps=3))
+    path = tmp_path / "x" / "tokens.bin"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))
+    with pytest.raises(DataError, match=r"x/tokens\.bin is not as it was written"):
+        trained(longer)
+    others = [np.arange(i % 50 + 2) for i in range(40)]
+    others[7][0] = 1
+    write_tokens(tmp_path / "x", others, 300)
+    assert len(path.read_bytes()) == len(whole)
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: \w+ -> \w+"):
+        trained(longer)
+    a_source(tmp_path / "x", "tokens")
+    assert trained(longer)[0].step == 3
 
 
 def a_real_run(tmp_path, name: str, **settings: Any) -> tuple[Config, Outcome, str]:
