@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pretended import a_config, lines_of, losses_of, saved_steps, trained
 from some_files import written
 
+from jaxpipe import cli
 from jaxpipe.config import (
     Config,
     DataConfig,
@@ -89,6 +91,18 @@ def test_other_tokens_are_refused_and_damaged_ones_too(tmp_path):
         trained(longer)
     a_source(tmp_path / "x", "tokens")
     assert trained(longer)[0].step == 3
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_packages_that_are_not_installed_are_missed_at_once(tmp_path, command, monkeypatch, capsys):
+    (tmp_path / "x.yaml").write_text("data: {source: parquet, path: x, tokenizer: t.json}\n")
+    for package in ("pyarrow", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    assert cli.main([command, str(tmp_path / "x.yaml")]) == 2
+    said = capsys.readouterr().err
+    for field, package in (("source", "pyarrow"), ("tokenizer", "tokenizers")):
+        assert f"data.{field}: got" in said and f"the package {package} is not installed" in said
+    assert said.count("pip install 'jaxpipe[data]'") == 2
 
 
 def a_real_run(tmp_path, name: str, **settings: Any) -> tuple[Config, Outcome, str]:
