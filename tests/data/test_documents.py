@@ -179,6 +179,33 @@ def test_without_a_package_it_is_said_what_to_install(tmp_path, kind, monkeypatc
     assert "pip install 'jaxpipe[data]'" in message
 
 
+@pytest.mark.parametrize("kind", ["checked", "parquet", "huggingface"])
+def test_a_flipped_bit_that_no_checksum_covers_is_not_found(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind == "huggingface":
+        folder = written(tmp_path / "x", kind, ["some text"])
+    else:
+        folder = tmp_path / "x"
+        folder.mkdir()
+        pq.write_table(
+            pa.table({"text": ["some text"]}),
+            folder / "0.parquet",
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=kind == "checked",
+        )
+    [path] = [*folder.glob("*.arrow"), *folder.glob("*.parquet")]
+    path.write_bytes(path.read_bytes().replace(b"some text", b"some tent"))
+    documents = Documents(folder, "huggingface" if kind == "huggingface" else "parquet")
+    if kind == "checked":
+        assert f"{path} cannot be read" in problem(documents)
+    else:
+        assert texts_of(documents) == ["some tent"]  # as docs/data.md warns
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrayrecord"])
 def test_a_flipped_bit_is_found(tmp_path, kind):
     texts = [" ".join(str(i * k) for k in range(300)) for i in range(40)]
