@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pretended import a_config, lines_of, losses_of, saved_steps, trained
 from some_files import written
 
+from jaxpipe import cli
 from jaxpipe.config import (
     Config,
     DataConfig,
@@ -21,7 +23,7 @@ from jaxpipe.config import (
     read,
 )
 from jaxpipe.data import write_tokens
-from jaxpipe.errors import ConfigError
+from jaxpipe.errors import ConfigError, DataError
 from jaxpipe.metrics import PlainConsole
 from jaxpipe.trainer import Outcome, run
 
@@ -69,6 +71,38 @@ def test_every_source_is_trained_on_and_gone_on_with(tmp_path, source):
     trained(named("cut"))
     assert losses_of(named("cut")) == losses_of(named("whole"))
     assert saved_steps(named("cut"))[-1] == 8
+
+
+def test_other_tokens_are_refused_and_damaged_ones_too(tmp_path):
+    data: Any = a_source(tmp_path / "x", "tokens") | dict(source="tokens", sequence_length=16)
+    config = dataclasses.replace(a_config(tmp_path, steps=2), data=DataConfig(**data))
+    trained(config)
+    longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, steps=3))
+    path = tmp_path / "x" / "tokens.bin"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))
+    with pytest.raises(DataError, match=r"x/tokens\.bin is not as it was written"):
+        trained(longer)
+    others = [np.arange(i % 50 + 2) for i in range(40)]
+    others[7][0] = 1
+    write_tokens(tmp_path / "x", others, 300)
+    assert len(path.read_bytes()) == len(whole)
+    with pytest.raises(ConfigError, match=r"data\.fingerprint: \w+ -> \w+"):
+        trained(longer)
+    a_source(tmp_path / "x", "tokens")
+    assert trained(longer)[0].step == 3
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_packages_that_are_not_installed_are_missed_at_once(tmp_path, command, monkeypatch, capsys):
+    (tmp_path / "x.yaml").write_text("data: {source: parquet, path: x, tokenizer: t.json}\n")
+    for package in ("pyarrow", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    assert cli.main([command, str(tmp_path / "x.yaml")]) == 2
+    said = capsys.readouterr().err
+    for field, package in (("source", "pyarrow"), ("tokenizer", "tokenizers")):
+        assert f"data.{field}: got" in said and f"the package {package} is not installed" in said
+    assert said.count("pip install 'jaxpipe[data]'") == 2
 
 
 def a_real_run(tmp_path, name: str, **settings: Any) -> tuple[Config, Outcome, str]:

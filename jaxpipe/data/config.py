@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxpipe.data.packages import missing
 from jaxpipe.data.tokenizer import MOST_BYTES
 
 
@@ -26,7 +27,8 @@ class DataConfig:
     field: str = "text"
     """The key or column that holds the text, for jsonl, parquet and huggingface."""
     skip_bad: int = 0
-    """How many documents may be left out because they cannot be read; one more ends the run."""
+    """How many single documents may be left out because they cannot be read; one more ends the run,
+    and so does a file that is damaged or lost."""
     held_out: str | None = None
     """A file or folder like path, to evaluate on; null: part of path is held out."""
     held_out_fraction: float = 0.05
@@ -82,6 +84,7 @@ class DataConfig:
                     yield f"data.{name}: got {got!r}; arrays make no tokens. Leave it out."
         if self.path is None and self.source not in ("text", "synthetic"):
             yield f"data.path: got null, expected a file or a folder of {self.source}."
+        yield from missing(self.source, self.tokenizer if self.is_text else None)
         ids = self.vocab_size
         if self.is_text and self.tokenizer == "train" and (ids is None or ids <= MOST_BYTES):
             yield (

@@ -163,7 +163,13 @@ def _tokenized(config: DataConfig, cache: Path, say: Callable[[str], None]) -> C
     if not (folder / _DONE).is_file():
         _make(config, sources, folder, say)
     tokenizer = Bytes() if config.tokenizer == "bytes" else Subwords(folder / TOKENIZER_FILE)
-    training, held_out = (open_tokens(folder / name) for name in ("training", "held_out"))
+    try:
+        training, held_out = (open_tokens(folder / name) for name in ("training", "held_out"))
+    except DataError as error:
+        raise DataError(
+            f"{error} Or delete {folder}: a run made these tokens, and the next start makes them"
+            " again."
+        ) from None
     return _corpus(training, held_out, tokenizer)
 
 

@@ -1,17 +1,18 @@
 """Documents: texts one after another, from files of many kinds, with the places they come from."""
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxpipe.data.packages import needed
 from jaxpipe.errors import DataError
 
 Kind = Literal["text", "jsonl", "parquet", "arrayrecord", "huggingface"]
 
 _NO_TEXT = frozenset({"site-packages", "dist-packages", "__pycache__", ".git"})
 _ROWS = 4096  # of a Parquet file that are read at a time
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream; without it whole batches may be missing
 
 
 class Document(NamedTuple):
@@ -40,7 +41,8 @@ class Documents:
         - `"huggingface"`: a folder that `Dataset.save_to_disk` of Hugging Face's `datasets` wrote.
       pattern: of the names below a folder that count; by default by kind, as in `"*.jsonl"`.
       field: the key or the column that holds the text, where documents have several.
-      skip_bad: how many documents that cannot be read are left out; one more raises.
+      skip_bad: how many single documents that cannot be read are left out; one more raises. A file
+        that is damaged or lost always raises.
 
     Attributes:
       field: the key or the column that holds the text.
@@ -101,7 +103,7 @@ class Documents:
             text = make()
             if not isinstance(text, str):
                 raise ValueError(f"got {type(text).__name__}, expected text")
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             why = f"no {self.field!r}" if isinstance(error, KeyError) else str(error)
             self.bad(place, why)
         else:
@@ -125,21 +127,29 @@ class Documents:
 
 
 def _text(path: Path, name: str, documents: Documents) -> Iterator[Document]:
+    del documents
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from None
     # What is no UTF-8 stays as it is: bytes may be trained on.
-    yield from documents.take(name, lambda: path.read_bytes().decode("utf-8", "surrogateescape"))
+    yield Document(data.decode("utf-8", "surrogateescape"), name)
 
 
 def _json_lines(path: Path, name: str, documents: Documents) -> Iterator[Document]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield from documents.take(
-                    f"{name}:{number}", lambda line=line: documents.of(json.loads(line))
-                )
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield from documents.take(
+                        f"{name}:{number}", lambda line=line: documents.of(json.loads(line))
+                    )
+    except OSError as error:
+        raise _damaged(path, error) from None
 
 
 def _parquet(path: Path, name: str, documents: Documents) -> Iterator[Document]:
-    parquet = _needed("pyarrow.parquet")
+    pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     number = 0
     try:
         file = parquet.ParquetFile(path, page_checksum_verification=True)
@@ -149,25 +159,25 @@ def _parquet(path: Path, name: str, documents: Documents) -> Iterator[Document]:
                 " which holds the text (data.field)."
             )
         for batch in file.iter_batches(batch_size=_ROWS, columns=[documents.field]):
-            for text in batch.column(0).to_pylist():
+            for value in batch.column(0):
                 number += 1
-                yield from documents.take(f"{name}:{number}", lambda text=text: text)
+                yield from documents.take(f"{name}:{number}", value.as_py)
     except DataError:
         raise
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        documents.bad(f"{name}: after row {number}", str(error))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise _damaged(path, error, f" after row {number}") from None
 
 
 def _array_record(path: Path, name: str, documents: Documents) -> Iterator[Document]:
-    record = _needed("array_record.python.array_record_module")
+    record = needed("array_record.python.array_record_module")
     try:
+        size = path.stat().st_size
         reader = record.ArrayRecordReader(str(path))
         count = reader.num_records()
     except (ValueError, OSError, IndexError) as error:
-        documents.bad(name, f"cannot be read: {error}")
-        return
-    if not count and path.stat().st_size:  # a file that was cut has none, and says nothing
-        documents.bad(name, "has no records, though it is not empty; it may have been cut")
+        raise _damaged(path, error) from None
+    if not count and size:  # a file that was cut has none, and says nothing
+        raise _damaged(path, "it has no records, though it is not empty; it may have been cut")
     for number in range(count):
         try:
             data = reader.read([number])[0]
@@ -179,8 +189,13 @@ def _array_record(path: Path, name: str, documents: Documents) -> Iterator[Docum
 
 
 def _huggingface(path: Path, name: str, documents: Documents) -> Iterator[Document]:
-    datasets = _needed("datasets")
-    rows = datasets.load_from_disk(str(path), keep_in_memory=False)
+    datasets = needed("datasets")
+    for file in _arrow_files(path):
+        _check_arrow(file, documents.field)
+    try:
+        rows = datasets.load_from_disk(str(path), keep_in_memory=False)
+    except Exception as error:  # whatever the libraries below it raise
+        raise _damaged(path, error) from None
     if documents.field not in rows.column_names:
         raise DataError(
             f"{path} has no column {documents.field!r}; got {rows.column_names}. Say which holds"
@@ -190,15 +205,38 @@ def _huggingface(path: Path, name: str, documents: Documents) -> Iterator[Docume
         yield from documents.take(f"{name}:{number}", lambda row=row: documents.of(row))
 
 
-def _needed(module: str) -> Any:
-    """A library that only some kinds of files need."""
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files of a folder of `datasets`, once those that describe it are whole."""
+    path = folder
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"{module.partition('.')[0]} is not installed, and reading such files needs it: pip"
-            f" install 'jaxpipe[data]' ({error})."
-        ) from None
+        for name in ("dataset_info.json", "state.json"):
+            path = folder / name
+            described = json.loads(path.read_text(encoding="utf-8"))
+        return [folder / one["filename"] for one in described["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _check_arrow(path: Path, field: str) -> None:
+    """Raises unless a file is whole: `datasets` map it, and would read beyond what is there."""
+    pyarrow = needed("pyarrow")
+    try:
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+            for batch in batches:
+                if field in batch.schema.names:
+                    batch.column(field).validate(full=True)
+            end = file.read_at(len(_ARROW_END), file.size() - len(_ARROW_END))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise _damaged(path, error) from None
+    if end != _ARROW_END:
+        raise _damaged(path, "its end is missing; it was cut")
+
+
+def _damaged(path: Path, why: object, place: str = "") -> DataError:
+    return DataError(
+        f"{path} cannot be read{place}: {why}. A file that is damaged or lost is never left out"
+        " (data.skip_bad counts single documents). Copy it anew, or take it out of the data."
+    )
 
 
 _READERS: dict[str, Callable[[Path, str, Documents], Iterator[Document]]] = {

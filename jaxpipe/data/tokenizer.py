@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxpipe.data.packages import needed
 from jaxpipe.errors import DataError
 
 _END = "<|endoftext|>"  # as GPT-2 has it
@@ -55,10 +56,7 @@ class Bytes:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [bytes]."""
-        return [
-            np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int32)
-            for text in texts
-        ]
+        return [np.frombuffer(_utf8(text), np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; what is no UTF-8 becomes a sign that says so."""
@@ -72,15 +70,14 @@ class Subwords:
       path: the file.
 
     Raises:
-      DataError: it is no such file.
+      DataError: it is no such file, or the package `tokenizers` is not installed.
     """
 
     def __init__(self, path: Path | str) -> None:
-        from tokenizers import Tokenizer as Trained
-
+        tokenizers = needed("tokenizers")
         self._text = text = _read(Path(path))
         try:
-            self._trained: Any = Trained.from_str(text)
+            self._trained: Any = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"{path} is no tokenizer.json: {error}") from None
         self._trained.no_padding()
@@ -114,22 +111,21 @@ def train_subwords(texts: Iterable[str], vocab_size: int, path: Path) -> Subword
       path: the `tokenizer.json` to write.
 
     Raises:
-      DataError: the vocabulary is too small.
+      DataError: the vocabulary is too small, or the package `tokenizers` is not installed.
     """
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
+    tokenizers = needed("tokenizers")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
     if vocab_size <= MOST_BYTES:
         raise DataError(
             f"vocab_size={vocab_size}; expected at least {MOST_BYTES + 1}: a byte each."
         )
-    trained: Any = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = byte_level(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=byte_level.alphabet(),
         show_progress=False,
     )
     clean = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
@@ -137,6 +133,13 @@ def train_subwords(texts: Iterable[str], vocab_size: int, path: Path) -> Subword
     path.parent.mkdir(parents=True, exist_ok=True)
     trained.save(str(path))
     return Subwords(path)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, as JSON may have it
+        return text.encode("utf-8", "replace")
 
 
 def _read(path: Path) -> str:

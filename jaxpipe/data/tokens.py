@@ -20,6 +20,9 @@ from jaxpipe.errors import DataError
 
 _INDEX, _IDS, _ENDS = "tokens.json", "tokens.bin", "ends.bin"
 _VERSION = 1
+_TYPES = ("uint8", "uint16", "uint32")
+_ANEW = "Copy its folder anew, or write it anew."
+_CHUNK = 2**22  # bytes, or ids, that are looked at together
 
 
 class Tokens(NamedTuple):
@@ -133,34 +136,50 @@ class TokenWriter(contextlib.AbstractContextManager["TokenWriter"]):
 
 
 def open_tokens(folder: Path) -> Tokens:
-    """Maps tokens that `write_tokens` wrote.
+    """Maps tokens that `write_tokens` wrote, after all of them were read once to see that they are.
 
     Raises:
-      DataError: the folder is none of these, or its files are not of the sizes they should be.
+      DataError: the folder is none of these, or a file's size or checksum is not what it should be.
+        Names the file.
     """
-    index = tokens_index(folder)
-    dtype, total = np.dtype(index["dtype"]), index["num_tokens"]
+    index = _index(folder)
+    dtype, total, crcs = np.dtype(index["dtype"]), index["num_tokens"], index["crc32"]
     ids = _mapped(folder / _IDS, dtype, total)
     ends = _mapped(folder / _ENDS, np.dtype(np.uint64), index["num_documents"])
-    fingerprint = "-".join(f"{index['crc32'][name]:08x}" for name in (_IDS, _ENDS))
+    for name in (_IDS, _ENDS):
+        _check_crc(folder / name, crcs[name])
+    fingerprint = "-".join(f"{crcs[name]:08x}" for name in (_IDS, _ENDS))
     return Tokens(ids, ends, index["vocab_size"], f"{total}-{fingerprint}")
 
 
-def tokens_index(folder: Path) -> dict[str, Any]:
-    """What `tokens.json` says.
-
-    Raises:
-      DataError: there is none.
-    """
+def _index(folder: Path) -> dict[str, Any]:
+    """What `tokens.json` says: all that it should."""
+    path = folder / _INDEX
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is no folder of tokens: {error}.") from None
-    if index.get("version") != _VERSION:
-        raise DataError(
-            f"{folder / _INDEX}: got version {index.get('version')}, expected {_VERSION}."
-        )
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != _VERSION:
+        raise DataError(f"{path}: got version {version}, expected {_VERSION}.")
+    crcs = index.get("crc32")
+    numbers = [index.get(name) for name in ("num_tokens", "num_documents", "vocab_size")]
+    numbers += [crcs.get(name) if isinstance(crcs, dict) else None for name in (_IDS, _ENDS)]
+    if index.get("dtype") not in _TYPES or not all(isinstance(one, int) for one in numbers):
+        raise DataError(f"{path} is not as write_tokens writes it: got {index}. {_ANEW}")
     return index
+
+
+def _check_crc(path: Path, expected: int) -> None:
+    crc, chunk = 0, memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            crc = zlib.crc32(chunk[:size], crc)
+    if crc != expected:
+        raise DataError(
+            f"{path} is not as it was written: got CRC-32 {crc:08x}, expected {expected:08x}, as"
+            f" {_INDEX} says. {_ANEW}"
+        )
 
 
 def open_raw(path: Path, dtype: str, vocab_size: int, end: int | None = None) -> Tokens:
@@ -178,7 +197,10 @@ def open_raw(path: Path, dtype: str, vocab_size: int, end: int | None = None) ->
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected a file of token ids.")
     if path.suffix == ".npy":
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path} is no .npy that can be read: {error}") from None
     else:
         size, item = path.stat().st_size, np.dtype(dtype).itemsize
         if size % item:
@@ -209,9 +231,9 @@ def part_of(tokens: Tokens, first: int, last: int) -> Tokens:
     return Tokens(ids, ends, tokens.vocab_size, name)
 
 
-def _parts(ids: np.ndarray, size: int = 2**22) -> Iterable[tuple[int, np.ndarray]]:
-    for start in range(0, len(ids), size):
-        yield start, ids[start : start + size]
+def _parts(ids: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+    for start in range(0, len(ids), _CHUNK):
+        yield start, ids[start : start + _CHUNK]
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
@@ -221,6 +243,6 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if size != count * dtype.itemsize:
         raise DataError(
             f"{path} has {max(size, 0)} bytes, expected {count * dtype.itemsize}: it was cut, or"
-            " is of other tokens. Delete its folder to make it anew."
+            f" is of other tokens. {_ANEW}"
         )
     return np.memmap(path, dtype, "r", shape=(count,))

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import os
+import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,22 @@ def test_tokens_are_made_once_and_again_when_a_file_changes(tmp_path):
     assert a_corpus(tmp_path, source="jsonl").fingerprint != first.fingerprint
 
 
+def test_damage_to_tokens_that_were_made_is_found_and_mended(tmp_path):
+    written(tmp_path / "x", "text", TEXTS)
+    first = a_corpus(tmp_path)
+    [path] = (tmp_path / "cache").glob("*/training/tokens.bin")
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.unlink()  # not changed below the first corpus
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"training/tokens\.bin is not as it was") as caught:
+        a_corpus(tmp_path)
+    folder = path.parents[1]
+    assert f"delete {folder}:" in str(caught.value)
+    shutil.rmtree(folder)
+    assert a_corpus(tmp_path).fingerprint == first.fingerprint
+
+
 def test_what_is_evaluated_on_may_lie_elsewhere(tmp_path):
     written(tmp_path / "x", "text", TEXTS)
     written(tmp_path / "y", "text", ["other", "words"])
@@ -124,6 +142,30 @@ def test_what_cannot_be_read_is_left_out_aloud(tmp_path):
     said = []
     a_corpus(tmp_path, said.append, source="jsonl", skip_bad=1)
     assert [line for line in said if line.startswith("LEFT OUT: a.jsonl:20")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "package"),
+    [
+        ({"source": "parquet"}, "data.source: got 'parquet'", "pyarrow"),
+        ({"source": "arrayrecord"}, "data.source: got 'arrayrecord'", "array_record"),
+        ({"source": "huggingface"}, "data.source: got 'huggingface'", "datasets"),
+        ({"tokenizer": "train", "vocab_size": 300}, "data.tokenizer: got 'train'", "tokenizers"),
+        ({"tokenizer": "x.json"}, "data.tokenizer: got 'x.json'", "tokenizers"),
+    ],
+)
+def test_packages_that_data_need_are_missed_before_anything_starts(
+    settings, field, package, monkeypatch
+):
+    config = DataConfig(**({"path": "x"} | settings))
+    assert list(config.problems()) == []
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    [problem] = config.problems()
+    assert problem == (
+        f"{field}, and the package {package} is not installed; pip install 'jaxpipe[data]'."
+    )
+    assert list(DataConfig().problems()) == []
+    assert list(DataConfig(path="x", source="tokens", tokenizer="x.json").problems()) == []
 
 
 def test_tokens_need_no_cache(tmp_path):

@@ -1,6 +1,8 @@
 """Tokenizers, tokens on disk, samples of them, batches of these."""
 
 import itertools
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +43,11 @@ def test_bytes_come_back(text):
     assert Bytes().decode(ids.tolist()) == text
 
 
+def test_half_of_a_pair_is_a_question_mark():
+    [ids] = Bytes().encode([json.loads(r'"a\ud800b"')])
+    assert Bytes().decode(ids.tolist()) == "a?b"
+
+
 @pytest.fixture(scope="module")
 def subwords(tmp_path_factory):
     return train_subwords([TEXT] * 20, 300, tmp_path_factory.mktemp("t") / "tokenizer.json")
@@ -66,6 +73,16 @@ def test_tokenizers_that_cannot_be_are_refused(tmp_path):
         Subwords(tmp_path / "none.json")
     with pytest.raises(DataError, match="at least 257"):
         train_subwords([TEXT], 256, tmp_path / "y.json")
+
+
+def test_without_the_package_tokenizers_it_is_said_what_to_install(tmp_path, monkeypatch):
+    train_subwords([TEXT], 260, tmp_path / "x.json")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # importing it fails
+    said = r"tokenizers is not installed, and these data need it: pip install 'jaxpipe\[data\]'"
+    with pytest.raises(DataError, match=said):
+        Subwords(tmp_path / "x.json")
+    with pytest.raises(DataError, match=said):
+        train_subwords([TEXT], 260, tmp_path / "y.json")
 
 
 # Tokens on disk
@@ -98,6 +115,50 @@ def test_tokens_that_cannot_be_are_refused(tmp_path):
         open_tokens(tmp_path / "t")
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "ends.bin"])
+def test_a_flipped_byte_of_tokens_is_found(tmp_path, name):
+    write_tokens(tmp_path / "t", [np.arange(i + 1) % 9 for i in range(20)], 9)
+    path = tmp_path / "t" / name
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 13):
+        bad = bytearray(whole)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=rf"{name} is not as it was written: got CRC-32"):
+            open_tokens(tmp_path / "t")
+    path.write_bytes(whole)
+    assert open_tokens(tmp_path / "t").ids.size == 210
+
+
+def test_more_than_one_chunk_of_tokens_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxpipe.data.tokens._CHUNK", 16)
+    write_tokens(tmp_path / "t", [np.arange(50)], 50)
+    data = bytearray((tmp_path / "t" / "tokens.bin").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "t" / "tokens.bin").write_bytes(data)
+    with pytest.raises(DataError, match=r"tokens\.bin is not as it was written"):
+        open_tokens(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda index: [], "got version None, expected 1"),
+        (lambda index: index | {"version": 2}, "got version 2, expected 1"),
+        (lambda index: index | {"dtype": "object"}, "not as write_tokens writes it"),
+        (lambda index: index | {"num_tokens": None}, "not as write_tokens writes it"),
+        (lambda index: index | {"crc32": {}}, "not as write_tokens writes it"),
+        (lambda index: index | {"dtype": "uint16", "num_tokens": -1}, "it was cut, or"),
+    ],
+)
+def test_an_index_of_tokens_that_says_something_else_is_refused(tmp_path, change, said):
+    write_tokens(tmp_path / "t", [np.arange(9)], 9)
+    path = tmp_path / "t" / "tokens.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=said):
+        open_tokens(tmp_path / "t")
+
+
 def test_raw_files_are_mapped_and_checked(tmp_path):
     ids = np.array([7, 3, 0, 5, 0, 65535], np.uint16)
     ids.tofile(tmp_path / "x.bin")
@@ -118,6 +179,9 @@ def test_raw_files_are_mapped_and_checked(tmp_path):
         np.save(tmp_path / "z.npy", bad)
         with pytest.raises(DataError, match="expected integers"):
             open_raw(tmp_path / "z.npy", "uint16", 9)
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"x\.npy is no \.npy that can be read"):
+        open_raw(tmp_path / "x.npy", "uint16", 65536)
 
 
 def test_a_part_of_tokens_is_documents():
@@ -199,6 +263,18 @@ def test_batches_use_every_sample_once_in_each_round():
     assert batches.epoch(1) == 0 and batches.epoch(8) == 2
     plain = Batches(Numbers(), 2, seed=3, shuffle=False)
     assert [shown(plain[n]) for n in (1, 4)] == [[0, 1], [6, 0]]
+
+
+def test_fewer_samples_than_a_batch_fill_it_round_after_round():
+    batches = Batches(Numbers(), 10, seed=3)
+    stream = [i for number in range(1, 8) for i in shown(batches[number])]
+    assert len(stream) == 70  # whole batches, whatever there is
+    rounds = [stream[i : i + 7] for i in range(0, 70, 7)]
+    assert all(sorted(one) == list(range(7)) for one in rounds)
+    assert len(set(map(tuple, rounds))) > 1
+    found = batches.from_(3)
+    assert [shown(next(found)) for _ in range(2)] == [stream[20:30], stream[30:40]]
+    assert batches.epoch(8) == 10
 
 
 def test_batches_can_be_entered_anywhere_by_any_number_of_processes():
