@@ -24,8 +24,7 @@ def signs_of_life(interval: float) -> Iterator["Sections"]:
     Yields:
       Sections, to be entered by who works.
     """
-    from jaxpipe.metrics import heartbeat  # not before devices are simulated
-    from jaxpipe.metrics.console import duration
+    from jaxpipe.metrics import duration, heartbeat  # not before devices are simulated
     from jaxpipe.sections import Sections
 
     sections = Sections()
