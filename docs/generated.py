@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 ROOMS = (
     "losses", "layers", "mesh", "partition", "schedules", "schedules.pictures", "nn", "tensor",
     "models", "data", "optimizers", "checkpoint", "convert", "decoding", "sampling", "generate",
-    "metrics", "memory", "planner", "replicas", "processes", "watch", "config", "trainer",
-    "doctor", "errors",
+    "metrics", "sections", "memory", "exhaustion", "planner", "replicas", "processes", "signals",
+    "simulate_devices", "watch", "config", "pretrained", "trained", "trainer", "evaluation",
+    "measurement", "profiling", "summary", "demo", "doctor", "errors",
 )  # fmt: skip
 """What is documented besides the front door, in this order."""
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpipe.build import build_engine
-from jaxpipe.config import Config, validate
+from jaxpipe.config import Config, DataConfig, validate
 from jaxpipe.data import Batch, Bytes, Corpus
 from jaxpipe.prepare import bigram_loss_of, dataset_of, held_out_batches, resolved
-from jaxpipe.trained import find_trained, restored_params
+from jaxpipe.sections import Sections
+from jaxpipe.trained import Trained, find_trained, restored_params
 from jaxpipe.trainer import evaluate
 
 
@@ -54,6 +55,7 @@ def evaluate_run(
     step: int | None = None,
     other_data: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    sections: Sections | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint of a run.
 
@@ -63,27 +65,29 @@ def evaluate_run(
       step: which checkpoint; by default the newest.
       other_data: whether `config.data` are others than the run's: they become tokens as its did.
       say: told how far the tokens are, if they are to be made.
+      sections: entered for what is done, for signs of life.
 
     Raises:
       JaxpipeError: there is no such checkpoint, it is of another model, or the data are others
         than the run's though nobody has said so.
     """
+    sections = Sections() if sections is None else sections
     trained = find_trained(path, step)
     if other_data:
-        data = dataclasses.replace(config.data, fingerprint=None)
-        if data.is_text and data.tokenizer == "train":
-            file = str(trained.tokenizer_file())
-            data = dataclasses.replace(data, tokenizer=file, vocab_size=None)
-        config = dataclasses.replace(config, data=data)
-    dataset = dataset_of(validate(config), say)
-    config = resolved(config, dataset)
-    engine, batches = build_engine(config), held_out_batches(config, dataset)
-    params = restored_params(trained, engine, batches[0])
-    state = dataclasses.replace(engine.abstract_state(batches[0]), params=params)
-    evaluate(engine, state, batches[:1])  # compiles
-    began = time.monotonic()
-    metrics = evaluate(engine, state, batches)
-    seconds = time.monotonic() - began
+        config = dataclasses.replace(config, data=_other_data(config.data, trained))
+    with sections.enter("start"):
+        dataset = dataset_of(validate(config), say)
+        config = resolved(config, dataset)
+        engine, batches = build_engine(config), held_out_batches(config, dataset)
+    with sections.enter("restore"):
+        params = restored_params(trained, engine, batches[0])
+    with sections.enter("compile"):
+        state = dataclasses.replace(engine.abstract_state(batches[0]), params=params)
+        evaluate(engine, state, batches[:1])
+    with sections.enter("evaluation"):
+        began = time.monotonic()
+        metrics = evaluate(engine, state, batches)
+        seconds = time.monotonic() - began
     if metrics is None:
         raise TypeError("nobody has asked it to stop")
     of_bytes = isinstance(dataset, Corpus) and isinstance(dataset.tokenizer, Bytes)
@@ -93,6 +97,15 @@ def evaluate_run(
         metrics["loss"] / math.log(2) if of_bytes else None, bigram_loss_of(dataset, batches),
         targets, targets / seconds, engine.mesh.size,
     )  # fmt: skip
+
+
+def _other_data(data: DataConfig, trained: Trained) -> DataConfig:
+    """Data that are not the run's, made into tokens as its were."""
+    data = dataclasses.replace(data, fingerprint=None)
+    if data.is_text and data.tokenizer == "train":
+        file = str(trained.tokenizer_file())
+        data = dataclasses.replace(data, tokenizer=file, vocab_size=None)
+    return data
 
 
 def _num_targets(batch: Batch) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.profiler import ProfileData
 from jaxpipe.config import Config
 from jaxpipe.executor.run import BRANCH_SCOPE
 from jaxpipe.measurement import warmed_up
+from jaxpipe.sections import Sections
 
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(.*op_name=\"([^\"]*)\"")
 _BRANCH = re.compile(BRANCH_SCOPE.format(r"(\d+)"))
@@ -51,7 +52,15 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile_steps(config: Config, num_steps: int, folder: Path, *, longest: int = 10) -> Profile:
+def profile_steps(
+    config: Config,
+    num_steps: int,
+    folder: Path,
+    *,
+    longest: int = 10,
+    say: Callable[[str], None] = lambda text: None,
+    sections: Sections | None = None,
+) -> Profile:
     """Runs a step to warm up, then `num_steps` under the profiler; nothing else is kept.
 
     Args:
@@ -60,16 +69,20 @@ def profile_steps(config: Config, num_steps: int, folder: Path, *, longest: int 
       folder: for the traces, as XProf and TensorBoard read them (`*.xplane.pb`), and as Perfetto
         does (`*.trace.json.gz`).
       longest: how many operations to name.
+      say: told how far the tokens are, if they are to be made.
+      sections: entered for what is done, for signs of life.
 
     Raises:
       JaxpipeError: the configuration, the data or the devices cannot be used.
     """
-    engine, state, batch = warmed_up(config)
-    compiled, program = engine.compiled(state, batch), engine.program(batch)
-    branches = [f"{op} of stage code {code}" for op, code in program.branches]
-    scopes = scopes_of(compiled.as_text(), branches)
-    jax.block_until_ready(state)
-    with jax.profiler.trace(str(folder)):
+    sections = Sections() if sections is None else sections
+    engine, state, batch = warmed_up(config, say=say, sections=sections)
+    with sections.enter("compile", 1):
+        compiled, program = engine.compiled(state, batch), engine.program(batch)
+        branches = [f"{op} of stage code {code}" for op, code in program.branches]
+        scopes = scopes_of(compiled.as_text(), branches)
+        jax.block_until_ready(state)
+    with sections.enter("step"), jax.profiler.trace(str(folder)):
         for number in range(num_steps):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, _ = engine.train_batch(state, batch)

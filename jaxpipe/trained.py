@@ -13,8 +13,8 @@ import numpy as np
 from jaxpipe import nn
 from jaxpipe.checkpoint import checkpoint_below, read_manifest
 from jaxpipe.config import Config, parse
-from jaxpipe.convert import described_model, family_of
-from jaxpipe.data import TOKENIZER_FILE, Bytes, Subwords, Tokenizer
+from jaxpipe.convert import described_model, family_of, tokenizer_places
+from jaxpipe.data import Bytes, Subwords, Tokenizer
 from jaxpipe.engine import Engine, initialize
 from jaxpipe.errors import ConfigError, ConvertError, DataError
 from jaxpipe.mesh import make_mesh
@@ -83,11 +83,6 @@ class Trained(NamedTuple):
             f"{self.path} is of a model of token ids, and there is no tokenizer at"
             f" {' or '.join(map(str, files))}. Say where its tokenizer.json is: --tokenizer FILE."
         )
-
-
-def tokenizer_places(checkpoint: Path) -> list[Path]:
-    """Where the tokenizer of a checkpoint may be: an import keeps it beside, a run above."""
-    return [folder / TOKENIZER_FILE for folder in checkpoint.absolute().parents[:2]]
 
 
 def find_trained(path: Path, step: int | None = None) -> Trained:

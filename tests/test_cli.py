@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,20 @@ from jaxpipe import cli
 from jaxpipe.cli.main import COMMANDS
 from jaxpipe.cli.train import Train
 from jaxpipe.config import Config, RunConfig
-from jaxpipe.schedules import NAMES, Costs, Lockstep, by_name, dump, pictures, simulate
-from jaxpipe.schedules.cost_text import parse_costs
+from jaxpipe.errors import JaxpipeError
+from jaxpipe.evaluation import evaluate_run
+from jaxpipe.measurement import measure_steps
+from jaxpipe.profiling import profile_steps
+from jaxpipe.schedules import (
+    NAMES,
+    Costs,
+    Lockstep,
+    by_name,
+    dump,
+    parse_costs,
+    pictures,
+    simulate,
+)
 from jaxpipe.schedules.draw import text
 from jaxpipe.simulate_devices import simulate_devices
 
@@ -87,6 +101,47 @@ def test_draw_reads_the_tables_that_it_writes(capsys, tmp_path):
         assert out.splitlines()[1:] == rows
 
 
+def test_no_file_is_overwritten_unless_asked_for(capsys, monkeypatch, tmp_path):
+    kept = tmp_path / "x.svg"
+    kept.write_text("mine")
+    monkeypatch.chdir(REPOSITORY)
+    for command in (["draw", "1f1b"], ["timeline", "configs/gpt-stdlib.yaml"]):
+        code, out, err = ended(capsys, *command, "--out", str(kept))
+        assert (code, out, kept.read_text()) == (2, "", "mine")
+        assert "x.svg, which is there already" in err and "--overwrite" in err
+    assert ended(capsys, "draw", "1f1b", "--out", str(kept), "--overwrite")[0] == 0
+    assert kept.read_text().startswith("<svg")
+
+
+class Enough(JaxpipeError):
+    """Has been called."""
+
+
+@pytest.mark.parametrize(
+    ("function", "command"),
+    [
+        (evaluate_run, "eval"),
+        (measure_steps, "timeline"),
+        (profile_steps, "profile"),
+    ],
+)
+def test_commands_that_compile_say_what_lasts(capsys, monkeypatch, tmp_path, function, command):
+    def lasts(*args: Any, **how: Any) -> None:
+        inspect.signature(function).bind(*args, **how)
+        how["say"]("72 of 100 MB")
+        with how["sections"].enter("compile", 1):
+            time.sleep(0.2)
+        raise Enough
+
+    monkeypatch.setattr(sys.modules[function.__module__], function.__name__, lasts)
+    (tmp_path / "config.yaml").write_text("metrics: {heartbeat: 0.05}")
+    about = tmp_path if command == "eval" else tmp_path / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ended(capsys, command, str(about))
+    assert (code, out) == (2, "")
+    assert err.startswith("72 of 100 MB\nstill tracing and compiling step 1, for 0 s\n")
+
+
 def test_draw_compares_in_the_order_that_is_given(capsys, tmp_path):
     (tmp_path / "mine.csv").write_text("0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,\n")
     names = ["gpipe", str(tmp_path / "mine.csv"), "1f1b"]
@@ -139,10 +194,14 @@ def test_timeline_draws_measured_beside_simulated(tmp_path):
     (tmp_path / "text").mkdir()
     for number in range(40):
         (tmp_path / "text" / f"{number}.py").write_text(f"x = {number}\n" * 40)
-    command = [sys.executable, "-m", "jaxpipe", "timeline", "x.yaml", "--out", "x.json"]
+    options = ["--out", "x.json", "--metrics.heartbeat", "0.5"]
+    command = [sys.executable, "-m", "jaxpipe", "timeline", "x.yaml", *options]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert any(line.startswith("still tracing and compiling step 1, for ") for line in said)
+    assert [line for line in said if not line.startswith("still ")] == []
     first, second, costs, _ = done.stdout.splitlines()
     assert "simulated, " in first and "measured, " in second
     parse_costs(costs.removeprefix("costs in ms: "))

@@ -4,7 +4,9 @@ Their programs run when the pages are built (`.ci/run`), not here.
 """
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -102,6 +104,27 @@ def test_the_reference_has_everything(generated):
     markers = [re.findall(r"(?m)^% generated: (\w+)$", page.read_text()) for page in PAGES]
     assert {part for parts in markers for part in parts} == generated.PARTS.keys()
     assert {"train", "draw"} < set(generated.commands())
+
+
+def names_of(path: Path) -> list[tuple[str, str]]:
+    """What a file imports from the library: (module, name)."""
+    tree = ast.parse(path.read_text())
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return [(str(node.module), alias.name) for node in found for alias in node.names]
+
+
+def test_commands_use_what_is_public(generated):
+    public = {f"jaxpipe.{room}": generated.public(room) for room in generated.ROOMS}
+    public["jaxpipe"] = generated.front_door()
+    used = set()
+    for path in (Path(jp.__file__).parent / "cli").glob("*.py"):
+        for module, word in names_of(path):
+            if module.startswith("jaxpipe") and not module.startswith("jaxpipe.cli"):
+                value = getattr(importlib.import_module(module), word)
+                if inspect.isfunction(value) or inspect.isclass(value):
+                    used.add((module, word))
+    assert {("jaxpipe.evaluation", "evaluate_run"), ("jaxpipe.trainer", "run")} < used
+    assert {(module, word) for module, word in used if word not in public.get(module, [])} == set()
 
 
 def templates() -> list[str]:

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,6 +14,7 @@ import pytest
 
 import jaxpipe as jp
 from jaxpipe import cli
+from jaxpipe.cli.generate import Generate
 from jaxpipe.config import (
     Config,
     DataConfig,
@@ -26,6 +30,7 @@ from jaxpipe.generate import Characters, Generator
 from jaxpipe.metrics import NoConsole
 from jaxpipe.models import GPTConfig, LlamaConfig, gpt, llama
 from jaxpipe.sampling import Sampling
+from jaxpipe.sections import Sections
 from jaxpipe.trained import Trained
 from jaxpipe.trainer import run
 
@@ -162,13 +167,33 @@ def test_generate_goes_on_with_a_prompt(trained: Path, capsys: Any, tmp_path: Pa
     again = ["--ranks", "2", "--tokenizer", str(trained), "--prompt-file", str(file)]
     code, texts, _ = ended(capsys, "generate", str(checkpoint), *options, *again)
     assert code == 0
-    first, second = texts.split("\n\n----\n\n")
-    assert first + "\n" == text
+    lines = [line.split("| ", 1) for line in texts.removesuffix("\n").split("\n")]
+    first, second = ("\n".join(line for of, line in lines if of == number) for number in "12")
+    assert first == text.removesuffix("\n").removesuffix("\n")
     assert second.startswith("return")
     code, _, said = ended(capsys, "generate", str(checkpoint), *options)
     assert code == 2 and "--tokenizer FILE" in said
     code, _, said = ended(capsys, "generate", str(trained), "--step", "7")
     assert code == 2 and "no checkpoint of step 7" in said and "[1, 2]" in said
+
+
+def test_several_texts_come_line_by_line(capsys: Any):
+    sections, seen, doing = Sections(), [], []
+
+    def stream(prompts: Any, *_: Any, **options: Any) -> Iterator[list[int | None]]:
+        given: list[list[int | None]] = [[*b"12"], [*b"\n3"], [*b"y\n"], [None, *b"z"]]
+        assert [bytes(prompt) for prompt in prompts] == [b"a = ", b"b = "]
+        for tokens in given:
+            doing.append(sections.current and sections.current.name)
+            yield tokens
+            seen.append(capsys.readouterr().out)
+
+    generator: Any = SimpleNamespace(stream=stream, max_positions=None, tokens_per_call=1)
+    write = Generate(Path("run"), max_tokens=4)._write
+    write(generator, Bytes(), ["a = ", "b = "], Sampling(), time.monotonic(), sections)
+    assert seen == ["", "1| a = 1\n", "2| b = 23\n", ""]
+    assert capsys.readouterr().out == "1| y\n2| z\n"
+    assert doing == ["compile", None, None, None]
 
 
 def test_only_language_models_generate(tmp_path: Path):

@@ -6,6 +6,10 @@ from jaxpipe.checkpoint.below import newest_below as newest_below
 from jaxpipe.checkpoint.checkpoints import Checkpoints as Checkpoints
 from jaxpipe.checkpoint.checkpoints import Newest as Newest
 from jaxpipe.checkpoint.contents import LogicalTree as LogicalTree
+from jaxpipe.checkpoint.health import Inspected as Inspected
+from jaxpipe.checkpoint.health import Verified as Verified
+from jaxpipe.checkpoint.health import inspect_checkpoint as inspect_checkpoint
+from jaxpipe.checkpoint.health import verify_checkpoints as verify_checkpoints
 from jaxpipe.checkpoint.leaves import Leaves as Leaves
 from jaxpipe.checkpoint.manifest import LayerSizes as LayerSizes
 from jaxpipe.checkpoint.manifest import Manifest as Manifest

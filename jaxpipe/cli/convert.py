@@ -31,27 +31,11 @@ class Export:
 
     def run(self) -> int:
         """Writes, says what, and returns the exit code."""
-        from jaxpipe.checkpoint import Leaves, newest_below
-        from jaxpipe.convert import (
-            copy_tokenizer,
-            described_model,
-            write_huggingface,
-            write_tensors,
-        )
-        from jaxpipe.trained import tokenizer_places
+        from jaxpipe.convert import export_checkpoint
 
-        path = newest_below(self.path)
-        leaves = Leaves(path)
-        if self.to == "safetensors":
-            write_tensors(leaves, self.out, self.dtype)
-        else:
-            config = described_model(leaves.manifest.metadata, path)
-            write_huggingface(
-                leaves, config, self.out, dtype=self.dtype, vocab_size=self.vocab_size
-            )
-            for file in tokenizer_places(path):
-                if copy_tokenizer(file.parent, self.out):
-                    break  # further up there may be another model's
+        path = export_checkpoint(
+            self.path, self.out, self.to, dtype=self.dtype, vocab_size=self.vocab_size
+        )
         print(f"{path}: written to {self.out}")
         return 0
 
@@ -61,7 +45,7 @@ class Import:
     """Read a GPT-2 or Llama of Hugging Face's transformers into a checkpoint, a layer at a time.
 
     The checkpoint has step 0 and parameters alone; a tokenizer.json is kept beside it. What is
-    printed says how to train on from there. An example: jaxpipe import gpt2 --out gpt2-here
+    printed says how to train on from there. An example: jaxpipe import path/to/gpt2 --out gpt2-here
     """
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -76,16 +60,10 @@ class Import:
     def run(self) -> int:
         """Reads and writes, says what, and returns the exit code."""
         logging.getLogger(_QUIET).setLevel(logging.ERROR)
-        from jaxpipe.checkpoint import Checkpoints
-        from jaxpipe.convert import copy_tokenizer, describe_model, read_huggingface
+        from jaxpipe.convert import import_checkpoint
         from jaxpipe.pretrained import settings_for
 
-        found = read_huggingface(self.path, dtype=self.dtype, vocab_size=self.vocab_size)
-        about = {"model": describe_model(found.config)}
-        with Checkpoints(self.out) as checkpoints:
-            checkpoints.save(0, {"params": found.params}, metadata=about)
-            path = checkpoints.path(0)
-        kept = copy_tokenizer(self.path, self.out)
-        print(f"{found.config}\n{path}\n\nTo train on from there, set:\n")
-        print(settings_for(found.config, self.out, kept), end="")
+        found = import_checkpoint(self.path, self.out, dtype=self.dtype, vocab_size=self.vocab_size)
+        print(f"{found.config}\n{found.checkpoint}\n\nTo train on from there, set:\n")
+        print(settings_for(found.config, self.out, found.tokenizer), end="")
         return 0

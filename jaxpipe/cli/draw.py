@@ -12,6 +12,7 @@ import rich.console
 import rich.table
 import tyro
 
+from jaxpipe.cli.out import taken
 from jaxpipe.errors import ConfigError, ScheduleError
 from jaxpipe.schedules import (
     AUTO,
@@ -21,8 +22,10 @@ from jaxpipe.schedules import (
     Lockstep,
     Schedule,
     by_name,
+    describe_costs,
     draw,
     load,
+    parse_costs,
     per_stage,
     pictures,
     save,
@@ -30,7 +33,6 @@ from jaxpipe.schedules import (
     simulate,
     verify,
 )
-from jaxpipe.schedules.cost_text import describe_costs, parse_costs
 
 _WRONG = 1
 
@@ -76,6 +78,8 @@ class Draw:
     out: Path | None = None
     """Where to write, and by its ending what: .svg, .html, .json (a trace for Perfetto) or .txt; or
     the table itself, which `draw` reads again: .csv, .schedule."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write --out also where a file is."""
     compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a table of makespan, bubble, what ranks hold, and ticks, rather than drawings."""
 
@@ -144,6 +148,8 @@ def _check(command: Draw) -> None:
         )
     elif suffix in _TABLES and len(command.names) > 1:
         problem = f"a {suffix} file holds one schedule; got {len(command.names)}"
+    elif command.out:
+        problem = taken(command.out, command.overwrite) or ""
     if problem:
         raise ConfigError(f"draw: {problem}.")
 

@@ -1,13 +1,13 @@
 """`jaxpipe eval RUN`."""
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from jaxpipe.cli.alive import say, signs_of_life
 from jaxpipe.config import Config, differences, read
 from jaxpipe.errors import ConfigError
 from jaxpipe.simulate_devices import simulate_devices
@@ -52,13 +52,15 @@ class Evaluate:
         from jaxpipe.evaluation import evaluate_run
 
         changes = differences(read(self.file), self.config)
-        found = evaluate_run(
-            self.path,
-            self.config,
-            step=self.step,
-            other_data=any(change.startswith("data.") for change in changes),
-            say=lambda text: print(text, file=sys.stderr),
-        )
+        with signs_of_life(self.config.metrics.heartbeat) as sections:
+            found = evaluate_run(
+                self.path,
+                self.config,
+                step=self.step,
+                other_data=any(change.startswith("data.") for change in changes),
+                say=say,
+                sections=sections,
+            )
         if self.json:
             print(json.dumps(found.as_json()))
             return 0

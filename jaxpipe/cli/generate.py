@@ -1,14 +1,18 @@
 """`jaxpipe generate RUN`."""
 
 import dataclasses
+import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jaxpipe.cli.alive import say, signs_of_life
+from jaxpipe.config import MetricsConfig
 from jaxpipe.errors import ConfigError
 from jaxpipe.simulate_devices import simulate_devices
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from jaxpipe.data import Tokenizer
     from jaxpipe.generate import Generator
     from jaxpipe.sampling import Sampling
+    from jaxpipe.sections import Sections
 
 _BEGIN = "\n"  # what a text goes on from, where nothing is given and no token ends texts
 
@@ -23,6 +28,8 @@ _BEGIN = "\n"  # what a text goes on from, where nothing is given and no token e
 @dataclass(frozen=True)
 class Generate:
     """Go on with a text, by a model that was trained; it appears as it comes.
+
+    Of several texts a line appears once it is whole, behind the number of its prompt: "2| x = 1".
 
     An example: jaxpipe generate runs/gpt-stdlib --prompt "def read(" --seed 1
     """
@@ -65,12 +72,15 @@ class Generate:
         tokenizer = trained.tokenizer(self.tokenizer)
         texts = self._texts(tokenizer)
         ranks = ranks_for(trained, self.ranks, self.tensor)
-        engine = generating_engine(trained, ranks, self.tensor)
-        generator = Generator(engine, generating_params(trained, engine))
-        devices = "1 device" if engine.mesh.size == 1 else f"{engine.mesh.size} devices"
-        print(f"{trained.path}, on {devices}", file=sys.stderr)
-        sampling = dataclasses.replace(sampling, num_ids=tokenizer.vocab_size)
-        self._write(generator, tokenizer, texts, sampling, began)
+        metrics = MetricsConfig() if trained.config is None else trained.config.metrics
+        with signs_of_life(metrics.heartbeat) as sections:
+            with sections.enter("restore"):
+                engine = generating_engine(trained, ranks, self.tensor)
+                generator = Generator(engine, generating_params(trained, engine))
+            devices = "1 device" if engine.mesh.size == 1 else f"{engine.mesh.size} devices"
+            say(f"{trained.path}, on {devices}")
+            sampling = dataclasses.replace(sampling, num_ids=tokenizer.vocab_size)
+            self._write(generator, tokenizer, texts, sampling, began, sections)
         return 0
 
     def _texts(self, tokenizer: "Tokenizer") -> list[str]:
@@ -90,6 +100,7 @@ class Generate:
         texts: list[str],
         sampling: "Sampling",
         began: float,
+        sections: "Sections",
     ) -> None:
         from jaxpipe.generate import Characters
 
@@ -97,35 +108,30 @@ class Generate:
         prompts = [ids.tolist() or end for ids in tokenizer.encode(texts)]
         prompts = self._fitting(prompts, generator.max_positions)
         characters = [Characters(tokenizer) for _ in prompts]
-        alone, num_tokens, times = len(prompts) == 1, 0, [time.monotonic()]
-        if alone:
-            _show(texts[0])
-        for tokens in generator.stream(
+        show, num_tokens, times = _Shown(texts), 0, [time.monotonic()]
+        steps = generator.stream(
             prompts, self.max_tokens, sampling=sampling, end=tokenizer.end, when_full="forget"
-        ):
+        )
+        with sections.enter("compile"):
+            first = next(steps, None)
+        for tokens in itertools.chain([] if first is None else [first], steps):
             times.append(time.monotonic())
             for n, token in enumerate(tokens):
-                if token is None or token == tokenizer.end:
-                    continue
-                num_tokens += 1
-                texts[n] += (more := characters[n].add(token))
-                if alone:
-                    _show(more)
+                if token is not None and token != tokenizer.end:
+                    num_tokens += 1
+                    show.add(n, characters[n].add(token))
         for n, rest in enumerate(characters):
-            texts[n] += (more := rest.rest())
-            if alone:
-                _show(more)
-        print() if alone else print("\n\n----\n\n".join(texts))
+            show.add(n, rest.rest())
+        show.end()
         self._say_speed(generator, times, num_tokens, began)
 
     def _fitting(self, prompts: list[list[int]], limit: int | None) -> list[list[int]]:
         """What the model can have in view of prompts; says where that is not all."""
         if limit is None or max(map(len, prompts)) + self.max_tokens - 1 <= limit:
             return prompts
-        print(
+        say(
             f"the model has learned {limit} positions: where they are full it goes on with the last"
-            f" {limit // 2} tokens in view",
-            file=sys.stderr,
+            f" {limit // 2} tokens in view"
         )
         return [prompt[-limit:] for prompt in prompts]
 
@@ -138,8 +144,35 @@ class Generate:
         if len(steady) > generator.tokens_per_call:
             rate = num_tokens / (len(times) - 1) * (len(steady) - 1) / (steady[-1] - steady[0])
             text += f", {rate:,.0f} tokens/s then"
-        print(text, file=sys.stderr)
+        say(text)
 
 
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
+class _Shown:
+    """Texts on standard output as they come: one as it is, of several whole lines with a number.
+
+    Args:
+      texts: what they begin with.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._waiting = [""] * len(texts)
+        for n, text in enumerate(texts):
+            self.add(n, text)
+
+    def add(self, number: int, more: str) -> None:
+        """Goes on with one of the texts."""
+        if len(self._waiting) == 1:
+            print(more, end="", flush=True)
+            return
+        *lines, self._waiting[number] = (self._waiting[number] + more).split("\n")
+        for line in lines:
+            print(f"{1 + number}| {line}", flush=True)
+
+    def end(self) -> None:
+        """Shows what is left of each."""
+        if len(self._waiting) == 1:
+            print()
+            return
+        for number, rest in enumerate(self._waiting, 1):
+            if rest:
+                print(f"{number}| {rest}")

@@ -8,8 +8,6 @@ import rich
 import tyro
 from rich.table import Table
 
-from jaxpipe.errors import CheckpointError
-
 
 @dataclass(frozen=True)
 class Inspect:
@@ -23,17 +21,9 @@ class Inspect:
 
     def run(self) -> int:
         """Prints tables, and returns the exit code: 1 for a checkpoint that is damaged."""
-        from jaxpipe.checkpoint import (
-            Manifest,
-            layer_sizes,
-            newest_below,
-            read_manifest,
-            wrong_sizes,
-        )
+        from jaxpipe.checkpoint import inspect_checkpoint
 
-        path = newest_below(self.path)
-        manifest: Manifest = read_manifest(path)
-        problems = wrong_sizes(path, manifest)
+        path, manifest, layers, problems = inspect_checkpoint(self.path)
         about = manifest.metadata
         print(f"{path}\nstep {manifest.step}, {len(manifest.files)} files,", end=" ")
         print(f"{manifest.num_bytes:,} bytes")
@@ -45,7 +35,7 @@ class Inspect:
         table = Table("layer", "parameters", "bytes", "of the rest, bytes", title="layers")
         for column in table.columns[1:]:
             column.justify = "right"
-        for layer, sizes in layer_sizes(manifest).items():
+        for layer, sizes in layers.items():
             table.add_row(layer, *(f"{size:,}" for size in sizes))
         rich.print(table)
         print(_health(problems, "no file is missing or of another size; `verify` reads them"))
@@ -64,20 +54,10 @@ class Verify:
 
     def run(self) -> int:
         """Prints a line for each checkpoint, and returns the exit code: 1 if one is damaged."""
-        from jaxpipe.checkpoint import (
-            checkpoints_below,
-            read_manifest,
-            wrong_sizes,
-            wrong_sums,
-        )
+        from jaxpipe.checkpoint import verify_checkpoints
 
         bad = 0
-        for path in checkpoints_below(self.path):
-            try:
-                manifest = read_manifest(path)
-                problems = wrong_sizes(path, manifest) or wrong_sums(path, manifest)
-            except CheckpointError as error:
-                problems = [str(error)]
+        for path, problems in verify_checkpoints(self.path):
             bad += bool(problems)
             print(f"{path}: {_health(problems, 'sound')}")
         return 1 if bad else 0

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxpipe.cli.alive import say, signs_of_life
 from jaxpipe.config import Config, validate
 from jaxpipe.errors import ConfigError
 from jaxpipe.simulate_devices import simulate_devices
@@ -37,7 +38,9 @@ class ProfileRun:
         simulate_devices(config.pipeline.num_devices)
         from jaxpipe.profiling import profile_steps  # not before devices are simulated
 
-        print(profile_steps(config, self.steps, self.out))
+        with signs_of_life(config.metrics.heartbeat) as sections:
+            found = profile_steps(config, self.steps, self.out, say=say, sections=sections)
+        print(found)
         for path in sorted(self.out.rglob("*")):
             if path.name.endswith((".xplane.pb", ".trace.json.gz")):
                 print(f"trace: {path}")

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
+from jaxpipe.cli.alive import say, signs_of_life
+from jaxpipe.cli.out import taken
 from jaxpipe.config import Config, validate
 from jaxpipe.errors import ConfigError
-from jaxpipe.schedules import measured_costs, pictures
-from jaxpipe.schedules.cost_text import describe_costs
+from jaxpipe.schedules import describe_costs, measured_costs, pictures
 from jaxpipe.simulate_devices import simulate_devices
 
 
@@ -27,6 +28,8 @@ class DrawTimeline:
     """The YAML file, as for `train`."""
     out: Path = Path("timeline.svg")
     """Where to draw, and by its ending what: .svg, .html, or .json (a trace for Perfetto)."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write also where a file is."""
     steps: int = 3
     """Steps to measure, after one that is not; the fastest is drawn."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -38,7 +41,8 @@ class DrawTimeline:
         simulate_devices(config.pipeline.num_devices)
         from jaxpipe.measurement import measure_steps  # not before devices are simulated
 
-        engine, found = measure_steps(config, self.steps)
+        with signs_of_life(config.metrics.heartbeat) as sections:
+            engine, found = measure_steps(config, self.steps, say=say, sections=sections)
         charts = pictures.charts_of_measured(engine.schedule, found, engine.lockstep)
         text = pictures.FORMATS[self.out.suffix.lower()](charts)
         self.out.write_text(text, encoding="utf-8")
@@ -55,6 +59,8 @@ class DrawTimeline:
             problem = f"got --out {self.out}; expected a name that ends in {known}"
         elif not self.out.absolute().parent.is_dir():
             problem = f"got --out {self.out}; expected a name in a folder that is there"
+        elif in_the_way := taken(self.out, self.overwrite):
+            problem = in_the_way
         elif self.steps < 1:
             problem = f"got --steps {self.steps}; expected at least 1"
         else:

@@ -13,6 +13,7 @@ from jaxpipe.config.run_directory import Resume as Resume
 from jaxpipe.config.run_directory import RunDirectory as RunDirectory
 from jaxpipe.config.run_directory import choose as choose
 from jaxpipe.config.trainer import TrainerConfig as TrainerConfig
+from jaxpipe.config.validate import problems_of as problems_of
 from jaxpipe.config.validate import validate as validate
 from jaxpipe.config.watch import WatchConfig as WatchConfig
 from jaxpipe.config.yaml_file import parse as parse

@@ -9,3 +9,7 @@ from jaxpipe.convert.huggingface import copy_tokenizer as copy_tokenizer
 from jaxpipe.convert.huggingface import read_huggingface as read_huggingface
 from jaxpipe.convert.huggingface import write_huggingface as write_huggingface
 from jaxpipe.convert.tensors import write_tensors as write_tensors
+from jaxpipe.convert.whole import Imported as Imported
+from jaxpipe.convert.whole import export_checkpoint as export_checkpoint
+from jaxpipe.convert.whole import import_checkpoint as import_checkpoint
+from jaxpipe.convert.whole import tokenizer_places as tokenizer_places

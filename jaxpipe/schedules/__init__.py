@@ -2,6 +2,7 @@
 
 from jaxpipe.schedules import draw as draw
 from jaxpipe.schedules import pictures as pictures
+from jaxpipe.schedules.cost_text import describe_costs as describe_costs
 from jaxpipe.schedules.cost_text import parse_costs as parse_costs
 from jaxpipe.schedules.estimated import BACKWARD as BACKWARD
 from jaxpipe.schedules.estimated import estimated_costs as estimated_costs
