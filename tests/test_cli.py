@@ -336,10 +336,11 @@ def trained(monkeypatch):
 
 def test_options_come_on_top_of_the_file_and_the_file_on_top_of_defaults(tmp_path, trained):
     (tmp_path / "x.yaml").write_text("trainer: {steps: 5, seed: 9}\noptimizer: {clip_norm: null}\n")
-    options = ["--trainer.steps", "6", "--pipeline.partition", "0", "5", "10", "--resume", "must"]
-    assert cli.main(["train", *options, str(tmp_path / "x.yaml")]) == 0
+    options = ["--trainer.steps=60", "--resume=must", "--pipeline.ranks=2"]
+    options += ["--pipeline.partition", "0", "5", "10"]
+    assert cli.main(["train", str(tmp_path / "x.yaml"), *options]) == 0
     [(config, resume)] = trained
-    assert (config.trainer.steps, config.trainer.seed) == (6, 9)
+    assert (config.trainer.steps, config.trainer.seed) == (60, 9)
     assert config.trainer.batch_size == Config().trainer.batch_size
     assert config.optimizer.clip_norm is None
     assert config.pipeline.partition == (0, 5, 10)
@@ -352,9 +353,9 @@ def test_resume_goes_on_as_the_run_says_wherever_it_lies(tmp_path, trained, caps
     assert "is no run: it has no config.yaml" in capsys.readouterr().err
     (tmp_path / "moved" / "config.yaml").write_text("trainer: {steps: 5, seed: 9}")
     monkeypatch.chdir(tmp_path / "moved")
-    assert cli.main(["resume", ".", "--trainer.steps", "6"]) == 0
+    assert cli.main(["resume", ".", "--trainer.steps", "60"]) == 0
     [(config, resume)] = trained
-    assert (config.trainer.steps, config.trainer.seed, resume) == (6, 9, "must")
+    assert (config.trainer.steps, config.trainer.seed, resume) == (60, 9, "must")
     assert config.run == RunConfig(name="moved", directory=str(tmp_path))
 
 
