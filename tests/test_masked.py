@@ -1,14 +1,22 @@
 """Targets that do not count: some, all of a microbatch, all of a batch; and a step done twice."""
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
+from pretended import a_config, trained
 from zoo import largest_error
 
 import jaxpipe as jp
 from jaxpipe.batch import IGNORED
+from jaxpipe.data import TokenSamples
+from jaxpipe.errors import DataError
+from jaxpipe.trainer.evaluate import evaluate, num_targets
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +79,34 @@ def test_a_step_that_is_done_twice_gives_the_same_bits(engine):
         return jax.tree.map(np.asarray, engine.train_batch(state, a_batch(slice(3, 7))))
 
     jax.tree.map(np.testing.assert_array_equal, done(), done())
+
+
+def test_held_out_batches_of_nothing_are_left_out():
+    found: Any = [(math.nan, 0.0), (2.0, 30.0), (math.nan, 0.0), (4.0, 10.0)]
+    told = lambda state, i: dict(loss=found[i][0], accuracy=found[i][0] / 8, weight=found[i][1])
+    nothing: Any = None
+    pretended: Any = SimpleNamespace(eval_batch=told)
+    means: Any = lambda *batches: evaluate(pretended, nothing, batches)
+    assert means(0, 1, 2, 3) == dict(loss=2.5, accuracy=2.5 / 8)
+    with pytest.raises(DataError, match="got 2 held-out batches, and none of their targets counts"):
+        means(0, 2)
+    found[1] = (math.nan, 3.0)  # which counts, and is to be seen
+    assert math.isnan(means(0, 1, 2, 3)["loss"])
+
+
+def test_targets_that_count_are_counted():
+    batch = dict(targets=np.array([[3, IGNORED], [5, 6]]))
+    weighed = batch | dict(weights=np.array([[1.0, 1.0], [0.0, 2.0]]))
+    assert (num_targets([batch]), num_targets([batch, weighed])) == (3, 5)
+    with pytest.raises(DataError, match="Expected one at least"):
+        num_targets([weighed | dict(weights=np.zeros((2, 2)))])
+
+
+def test_held_out_data_without_a_target_that_counts_are_refused_at_the_start(
+    tmp_path, text, monkeypatch
+):
+    read = TokenSamples.__getitem__
+    nothing = lambda self, number: read(self, number) | dict(weights=np.zeros(16, np.float32))
+    monkeypatch.setattr(TokenSamples, "__getitem__", nothing)
+    with pytest.raises(DataError, match=r"data\.held_out_fraction"):
+        trained(a_config(tmp_path))
