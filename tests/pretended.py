@@ -150,7 +150,7 @@ def saved_steps(config):
 def after(num_times):
     """A question that is answered with yes from its n-th time after a first step on.
 
-    A run without a checkpoint asks twice before that step.
+    A run asks twice before that step.
     """
     answers = iter([False] * (num_times + 1))
     return lambda: next(answers, True)

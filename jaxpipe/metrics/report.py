@@ -65,13 +65,11 @@ class Report:
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
         self._skipped = 0  # steps in a row, up to the last one that was read
         last = recent or {}
-        self._spiked, self._leaps = (
-            spiked,
-            {
-                "loss": Leaps("loss", spike, last.get("loss", ())),
-                "grad_norm": Leaps("grad norm", norm_spike, last.get("grad_norm", ())),
-            },
-        )
+        self._spiked = spiked
+        self._leaps = {
+            "loss": Leaps("loss", spike, last.get("loss", ())),
+            "grad_norm": Leaps("grad norm", norm_spike, last.get("grad_norm", ())),
+        }
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None

@@ -103,7 +103,7 @@ def _with_rollbacks(parts: Parts) -> Outcome:
     with records.sections.enter("start"):
         if (parts.checkpoints.latest() or 0) < parts.trainer.steps:
             parts.checkpoints.check_room(parts.engine.abstract_state(parts.plan.batches[1]))
-        if parts.checkpoints.latest() is None and parts.stops():
+        if parts.stops() and parts.checkpoints.latest() is None:
             return Outcome("interrupted", 0, None, math.nan, parts.plan.bigram_loss)
     at = newest(parts)
     for _ in range(parts.trainer.rollbacks):
