@@ -33,11 +33,13 @@ def build_engine(config: Config, mesh: Mesh | None = None) -> Engine:
         _check_devices(pipeline)
         mesh = make_mesh(pipe=pipeline.ranks, data=pipeline.data, tensor=pipeline.tensor)
     is_classifier = config.model.reads == "images"
+    ids = None if is_classifier else (0, config.model.vocabulary())
     model = PipelineModule(
         layers=build_layers(config),
         loss_fn=losses.cross_entropy if is_classifier else nn.cross_entropy,
         metric_fns={"accuracy": losses.accuracy} if is_classifier else None,
         partition_method=pipeline.partition,
+        id_ranges=None if ids is None else {"inputs": ids, "targets": ids},
         compute_dtype=jnp.dtype(pipeline.compute_dtype),
     )
     return initialize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpipe.errors import JaxpipeError
+from jaxpipe.errors import Diverged, JaxpipeError
 from jaxpipe.watch import Hang
 
 FILE = "crashes.jsonl"
@@ -52,16 +52,18 @@ class Crashes:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Writes down what ends the block, if that is an exception nobody has foreseen.
+        """Writes down what ends the block, if that is an exception nobody has foreseen, or
+        a Diverged.
 
         Raises:
           CrashLoop: instead of an exception that has ended the last starts too.
         """
         try:
             yield
-        except JaxpipeError:  # a mistake, which costs little to repeat
-            raise
         except Exception as error:
+            # A mistake costs little to repeat; steps that end in the same way do not.
+            if isinstance(error, JaxpipeError) and not isinstance(error, Diverged):
+                raise
             line = {
                 "process": self._process,
                 "step": self.step,

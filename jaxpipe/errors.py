@@ -77,6 +77,21 @@ class CorruptStateError(JaxpipeError):
     exit_code = 1
 
 
+class Diverged(JaxpipeError, FloatingPointError):
+    """Losses or gradients that are not numbers, or infinite; or one of both that has leapt up.
+
+    Attributes:
+      step: where that was seen.
+      skipped: steps in a row, up to that one, that changed nothing because they were not finite.
+    """
+
+    exit_code = 4
+
+    def __init__(self, problem: str, step: int, skipped: int = 0) -> None:
+        super().__init__(problem)
+        self.step, self.skipped = step, skipped
+
+
 class OutOfMemoryError(JaxpipeError):
     """Too little memory on a device for what it is to do."""
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, DataConfig, validate
-from jaxpipe.data import Batch, Bytes, Corpus
+from jaxpipe.data import Bytes, Corpus
 from jaxpipe.prepare import bigram_loss_of, dataset_of, held_out_batches, resolved
 from jaxpipe.sections import Sections
 from jaxpipe.trained import Trained, find_trained, restored_params
-from jaxpipe.trainer import evaluate
+from jaxpipe.trainer.evaluate import evaluate, num_targets
 
 
 class Evaluation(NamedTuple):
@@ -26,7 +28,7 @@ class Evaluation(NamedTuple):
       perplexity: e to the loss.
       bits_per_byte: the loss in bits, where tokens are bytes; else None.
       bigram_loss: of a byte-bigram model fitted on what the run trains on; None for other tokens.
-      targets: how many there were.
+      targets: how many of them count.
       targets_per_second: of evaluation, without what compiling took.
       devices: how many it ran on.
     """
@@ -68,8 +70,8 @@ def evaluate_run(
       sections: entered for what is done, for signs of life.
 
     Raises:
-      JaxpipeError: there is no such checkpoint, it is of another model, or the data are others
-        than the run's though nobody has said so.
+      JaxpipeError: there is no such checkpoint, it is of another model, the data are others than
+        the run's though nobody has said so, or no target of them counts.
     """
     sections = Sections() if sections is None else sections
     trained = find_trained(path, step)
@@ -78,12 +80,13 @@ def evaluate_run(
     with sections.enter("start"):
         dataset = dataset_of(validate(config), say)
         config = resolved(config, dataset)
-        engine, batches = build_engine(config), held_out_batches(config, dataset)
+        batches = held_out_batches(config, dataset)
+        targets, engine = num_targets(batches), build_engine(config)
     with sections.enter("restore"):
         params = restored_params(trained, engine, batches[0])
     with sections.enter("compile"):
         state = dataclasses.replace(engine.abstract_state(batches[0]), params=params)
-        evaluate(engine, state, batches[:1])
+        jax.block_until_ready(engine.eval_batch(state, batches[0]))
     with sections.enter("evaluation"):
         began = time.monotonic()
         metrics = evaluate(engine, state, batches)
@@ -91,7 +94,6 @@ def evaluate_run(
     if metrics is None:
         raise TypeError("nobody has asked it to stop")
     of_bytes = isinstance(dataset, Corpus) and isinstance(dataset.tokenizer, Bytes)
-    targets = sum(map(_num_targets, batches))
     return Evaluation(
         trained.path, trained.step, metrics, math.exp(metrics["loss"]),
         metrics["loss"] / math.log(2) if of_bytes else None, bigram_loss_of(dataset, batches),
@@ -106,10 +108,3 @@ def _other_data(data: DataConfig, trained: Trained) -> DataConfig:
         file = str(trained.tokenizer_file())
         data = dataclasses.replace(data, tokenizer=file, vocab_size=None)
     return data
-
-
-def _num_targets(batch: Batch) -> int:
-    """Those that count."""
-    if "weights" in batch:
-        return int((batch["weights"] > 0).sum())
-    return int(batch["targets"].size)

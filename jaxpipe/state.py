@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpipe.loss_scale import ScaleState
 from jaxpipe.storage import Placed
@@ -42,3 +43,11 @@ class TrainState:
     def step_key(self) -> jax.Array:
         """The key of the next step."""
         return jax.random.fold_in(jax.random.wrap_key_data(self.key, impl=self.key_impl), self.step)
+
+    def as_of(self, step: int) -> "TrainState":
+        """The same, as after an earlier step, if all since then were skipped.
+
+        A loss scale stays as low as it has fallen.
+        """
+        counters = jax.device_put((np.int32(step), np.int32(0)), self.step.sharding)
+        return dataclasses.replace(self, step=counters[0], skipped=counters[1])

@@ -37,6 +37,21 @@ def refuse(state, batch):
 LAYERS = [LayerCost("the layer", "Layer", 10, 20, 30)]
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class State(dict[str, Any]):
+    """As much of a `TrainState` as the loop needs."""
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.DictKey(name), leaf) for name, leaf in self.items()], tuple(self)
+
+    @classmethod
+    def tree_unflatten(cls, names, leaves):
+        return cls(zip(names, leaves, strict=True))
+
+    def as_of(self, step):
+        return State(self, step=jnp.int32(step))
+
+
 class PretendedEngine(NamedTuple):
     """As much of an engine as the loop needs: its loss depends on every batch so far."""
 
@@ -60,7 +75,8 @@ def pretended(nan_at=None, eval_nan_at=None, skipped=1, nan_of=None):
         if nan_of is not None:
             bad |= jnp.all(batch["inputs"] == nan_of["inputs"])
         loss = jnp.where(bad, jnp.nan, total / 100)
-        return {"step": step, "total": total}, {
+        after = State(step=step, total=jnp.where(bad, state["total"], total))
+        return after, {
             "loss": loss,
             "grad_norm": total / 50,
             "skipped": jnp.where(jnp.isfinite(loss), 0, skipped),
@@ -71,14 +87,14 @@ def pretended(nan_at=None, eval_nan_at=None, skipped=1, nan_of=None):
         return {"loss": loss + state["total"], "weight": jnp.float32(batch["targets"].size)}
 
     def init(key, batch):
-        return {"step": jnp.int32(0), "total": jax.random.uniform(key)}
+        return State(step=jnp.int32(0), total=jax.random.uniform(key))
 
     def abstract_state(batch):
         sharding = SingleDeviceSharding(jax.devices()[0])
-        return {
-            "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
-            "total": jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding),
-        }
+        return State(
+            step=jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
+            total=jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding),
+        )
 
     engine = PretendedEngine(
         init, jax.jit(train_batch, donate_argnums=0), jax.jit(eval_batch), abstract_state
@@ -131,7 +147,10 @@ def saved_steps(config):
         return checkpoints.steps()
 
 
-def after(num_steps):
-    """A question that is answered with yes from its n-th time on."""
-    answers = iter([False] * (num_steps - 1))
+def after(num_times):
+    """A question that is answered with yes from its n-th time after a first step on.
+
+    A run asks twice before that step.
+    """
+    answers = iter([False] * (num_times + 1))
     return lambda: next(answers, True)

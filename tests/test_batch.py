@@ -1,5 +1,6 @@
 """Batches: their checks, and how they are cut."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pretended import a_config, trained
 
+import jaxpipe as jp
 from jaxpipe.batch import (
     batch_size,
     check_divisible,
@@ -19,7 +22,11 @@ from jaxpipe.batch import (
     microbatch_spec,
     split_microbatches,
 )
-from jaxpipe.errors import BatchError
+from jaxpipe.build import build_engine
+from jaxpipe.config import ModelConfig, PipelineConfig
+from jaxpipe.data import Batches
+from jaxpipe.errors import BatchError, LayerError
+from jaxpipe.models import GPTConfig, LlamaConfig, ViTConfig, gpt, llama, vit
 
 counts = st.integers(1, 40)
 
@@ -117,3 +124,43 @@ def test_ids_in_range_pass_and_other_fields_are_let_be():
     check_ids(dict(targets=np.array([99])), RANGES)
     # Values are not known while tracing.
     jax.eval_shape(lambda x: check_ids(dict(inputs=x), RANGES), jnp.array([99]))
+
+
+@pytest.mark.parametrize("field", ["inputs", "targets"])
+def test_a_run_refuses_ids_that_its_model_does_not_have(tmp_path, text, monkeypatch, field):
+    read = Batches.__getitem__
+
+    def with_a_bad_one(self, number):
+        batch = read(self, number)
+        batch[field][2, 3] = 256
+        return batch
+
+    monkeypatch.setattr(Batches, "__getitem__", with_a_bad_one)
+    config = dataclasses.replace(
+        a_config(tmp_path),
+        model=ModelConfig(layers=1, width=8, heads=2),
+        pipeline=PipelineConfig(ranks=1, data=1, microbatches=1),
+    )
+    engine = build_engine(config)
+    engine = engine._replace(init=lambda key, batch: engine.abstract_state(batch))
+    said = rf"'{field}' holds 256 at \(2, 3\), outside 0 <= id < 256 \(1 such of 64\)"
+    with pytest.raises(BatchError, match=said):
+        trained(config, engine)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 2), ()])
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (gpt(GPTConfig(width=8, num_layers=1)), r"integers \[batch, time\]"),
+        (gpt(GPTConfig(width=8, num_layers=1, tied=True)), r"integers \[batch, time\]"),
+        (llama(LlamaConfig(width=8, num_layers=1)), r"integers \[batch, time\]"),
+        (vit(ViTConfig(width=8, num_layers=1)), r"images: floats or uint8, \[batch, height"),
+    ],
+)
+def test_models_refuse_inputs_of_another_shape(layers: Any, expected: str, shape: Any):
+    batch = dict(inputs=np.zeros(shape, np.int32), targets=np.zeros(4, np.int32))
+    model = jp.PipelineModule(layers, jp.losses.cross_entropy)
+    said = re.escape(f"of type int32 and shape {shape}, expected ") + expected
+    with pytest.raises(LayerError, match=said):
+        model.outline(batch)

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 from pretended import a_config, after, losses_of, pretended, saved_steps, trained
 
+from jaxpipe import cli
 from jaxpipe.checkpoint import Checkpoints, writer
 from jaxpipe.crashes import FILE, CrashLoop
 from jaxpipe.errors import CheckpointError, ConfigError
 from jaxpipe.signals import stop_signals
+from jaxpipe.trainer import Outcome
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "gpt-stdlib.yaml"
 
 
 def failing(step: int, error: Exception | None = None) -> Any:
@@ -164,7 +168,42 @@ def test_a_signal_while_it_restores_ends_without_another_step(tmp_path, text, mo
     monkeypatch.setattr(Checkpoints, "restore", signal_and_read)
     outcome, _ = signalled(config, failing(1)[0])
     assert (outcome.ending, outcome.step) == ("interrupted", 5)
-    assert outcome.checkpoint.is_dir() and saved_steps(config) == [5]
+    assert outcome.checkpoint and outcome.checkpoint.is_dir() and saved_steps(config) == [5]
+
+
+@pytest.mark.parametrize("moment", ["local_rows", "init"])
+def test_a_signal_before_the_first_step_ends_without_one(tmp_path, text, moment):
+    engine, steps = failing(1)
+    do, done = getattr(engine, moment), []
+
+    def signal_and_do(*arguments):
+        if not done:  # a second one ends a process at once
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(moment)
+        return do(*arguments)
+
+    def init(*arguments):
+        done.append("init")
+        return engine.init(*arguments)
+
+    config = a_config(tmp_path)
+    outcome, _ = signalled(config, engine._replace(**({"init": init} | {moment: signal_and_do})))
+    assert (outcome.ending, outcome.step, outcome.checkpoint) == ("interrupted", 0, None)
+    assert not steps and set(done) == {moment} and saved_steps(config) == []
+    assert trained(config)[0].ending == "finished"
+
+
+@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_run_without_a_step_says_that_nothing_is_saved(monkeypatch, capsys, asked, code):
+    def run(*_, should_stop, **__):
+        os.kill(os.getpid(), asked)
+        assert should_stop()
+        return Outcome("interrupted", 0, None, float("nan"), None)
+
+    monkeypatch.setattr("jaxpipe.trainer.run", run)
+    monkeypatch.setattr("jaxpipe.cli.train.simulate_devices", lambda count: None)
+    assert cli.main(["train", str(SHIPPED)]) == code
+    assert "before the first step: there is nothing to save yet" in capsys.readouterr().out
 
 
 TWICE = """

@@ -11,8 +11,8 @@ import rich.console
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import masked_crc32c
 
+from jaxpipe.errors import Diverged, JaxpipeError
 from jaxpipe.metrics import (
-    Diverged,
     JsonLines,
     LiveConsole,
     PlainConsole,
@@ -214,7 +214,7 @@ def a_report(sink, log_interval=1, work=EIGHT_TOKENS, stream=None, memory=None, 
 
 def test_each_step_reads_the_step_before():
     log, sink = [], Memory()
-    report = a_report(sink)
+    report = a_report(sink, most_skipped=1)
     for step, expected in [(1, [1.0]), (2, [1.0]), (3, [1.0, 2.0]), (4, [1.0, 2.0, 3.0])]:
         report.step(step, {"loss": Lazy(float(step), log), "grad_norm": 0.5, "skipped": 0})
         assert log == expected  # the first is read at once: it compiles
@@ -290,10 +290,29 @@ def test_a_loss_that_is_not_finite_is_written_and_raised_with_its_step(loss):
     sink = Memory()
     report = a_report(sink, log_interval=5)
     report.step(1, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
-    report.step(2, {"loss": loss, "grad_norm": 0.5, "skipped": 1})
-    with pytest.raises(Diverged, match=f"step 2 is {loss}"):
-        report.step(3, {"loss": 1.0, "grad_norm": 0.5, "skipped": 0})
+    with pytest.raises(Diverged, match=f"step 2 is {loss}$"):
+        report.step(2, {"loss": loss, "grad_norm": 0.5, "skipped": 1})
     assert [step for step, _ in sink.written] == [1, 2]
+
+
+def test_what_could_end_a_run_is_read_before_another_step_begins():
+    report = a_report(Memory(), most_skipped=2)
+    for step, loss, skipped in ((1, 2.0, 0), (2, 2.0, 0), (3, math.nan, 1), (4, math.nan, 2)):
+        report.step(step, {"loss": loss, "grad_norm": 1, "skipped": skipped})
+    with pytest.raises(Diverged, match="the loss of step 5 is nan, and neither") as caught:
+        report.step(5, {"loss": math.nan, "grad_norm": 1, "skipped": 3})
+    assert (caught.value.step, caught.value.skipped, caught.value.exit_code) == (5, 3, 4)
+    assert isinstance(caught.value, JaxpipeError) and isinstance(caught.value, FloatingPointError)
+
+
+def test_layers_whose_gradients_are_not_finite_are_named():
+    said = []
+    for norms in (dict(a=1.0, b=math.nan, c=math.inf), dict(a=math.nan), {}):
+        with pytest.raises(Diverged) as caught:
+            metrics = {"loss": 1.0, "grad_norm": math.nan, "skipped": 1, "layer_norms": norms}
+            a_report(Memory()).step(7, metrics)
+        said.append(str(caught.value).removeprefix("the gradients of step 7 are not finite"))
+    assert said == ["; those of b, c, of 3 layers", "; those of all layers", ""]
 
 
 @pytest.mark.parametrize(("name", "option"), [("loss", "spike"), ("grad_norm", "norm_spike")])
@@ -311,9 +330,22 @@ def test_what_leaps_up_is_raised_once_there_is_enough_to_compare_with(name, opti
     assert found is not None and found.step == 23
     shown = name.replace("_", " ")
     assert str(found) == f"the {shown} of step 23 is 6.5, 3.2 times the median of the 20 before"
+    resumed = a_report(Memory(), recent=report.recent(), **spikes)
+    with pytest.raises(Diverged, match=r"step 24 is 7, 3\.5 times the median of the 20 before"):
+        resumed.step(24, usual | {name: 7.0})
     quiet = a_report(Memory(), log_interval=100)
     for step, number in enumerate(numbers, 1):
         quiet.step(step, usual | {name: number})
+
+
+def test_leaps_may_be_told_instead_once_each():
+    told, numbers = [], [*[2.0] * 20, 9.0, 8.0, 2.0, 9.0, *[8.0] * 30, 25.0, 8.0]
+    report = a_report(Memory(), spike=3.0, spiked=lambda step, problem: told.append(step))
+    report._learning_rates = [0.1] * len(numbers)
+    for step, number in enumerate(numbers, 1):
+        report.step(step, {"loss": number, "grad_norm": 0.5, "skipped": 0})
+    report.flush()
+    assert told == [21, 24, 55]  # after many numbers of 8 that is what is usual
 
 
 def test_a_held_out_loss_that_is_not_finite_is_raised():

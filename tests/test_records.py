@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -223,7 +224,29 @@ def test_training_goes_on_without_weights_and_biases(tmp_path, text, monkeypatch
     assert "Training goes on" in warning
 
 
-def test_a_history_that_cannot_be_written_stops_nothing(tmp_path, caplog):
-    History(tmp_path / "no" / "folder.jsonl").add("started")
-    assert "Training goes on" in caplog.text
+def test_a_history_that_cannot_be_written_warns_once_and_stops_nothing(tmp_path, caplog):
+    history = History(tmp_path / "later" / "history.jsonl")
+    history.add("started")
+    history.add("resumed")
+    assert len(caplog.messages) == 1 and "Training goes on" in caplog.text
+    (tmp_path / "later").mkdir()  # as where there is room again
+    (tmp_path / "later" / "history.jsonl").write_text('{"event": "resum')
+    history.add("ended")
+    found = read_history(tmp_path / "later" / "history.jsonl")
+    assert [event["event"] for event in found] == ["ended"]
     assert read_history(tmp_path / "nothing.jsonl") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_log_that_cannot_be_written_warns_once_and_stops_nothing():
+    stream = io.StringIO()
+    log = LogFile(PlainConsole(10, stream))
+    log.note("before")
+    log.start(Path("/dev/full"))
+    log.write(3, {"loss": 2.5})
+    logging.getLogger("some.library").warning("hear, hear")
+    log.note("after")
+    log.close()
+    shown = stream.getvalue()
+    assert shown.count("/dev/full cannot be written: [Errno 28]") == shown.count("Errno") == 1
+    assert all(line in shown for line in ("before\n", "step  3/10  loss 2.5000\n", "after\n"))

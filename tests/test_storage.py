@@ -248,7 +248,7 @@ def test_making_parameters_takes_no_more_room_nor_instructions_for_more_layers()
         engine = jp.initialize(model, mesh=jp.make_mesh(pipe=2), num_microbatches=2)
         init = jax.jit(lambda key: engine.init(key, text(4)).params).lower(KEY).compile()
         memory: Any = init.memory_analysis()
-        return memory.temp_size_in_bytes, init.as_text().count(" while(")
+        return memory.temp_size_in_bytes, str(init.as_text()).count(" while(")
 
     block = 4 * 12 * 32**2  # bytes of a block's matrices
     (room, loops), (more_room, more_loops) = made(6), made(12)

@@ -12,8 +12,7 @@ from pretended import a_config, after, pretended, trained
 
 from jaxpipe import cli
 from jaxpipe.config import Config, to_yaml
-from jaxpipe.errors import ConfigError
-from jaxpipe.metrics import Diverged
+from jaxpipe.errors import ConfigError, Diverged
 from jaxpipe.schedules import Costs, Lockstep, Timeline, one_f_one_b, simulate
 from jaxpipe.summary import StepRecord, page, read_run, write_summary
 from jaxpipe.summary.plot import Line, Plot, nice_ticks, svg, thinned

@@ -26,9 +26,10 @@ from pretended import (
 
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import read
+from jaxpipe.crashes import CrashLoop
 from jaxpipe.data import TokenSamples
-from jaxpipe.errors import ConfigError
-from jaxpipe.metrics import Diverged
+from jaxpipe.errors import ConfigError, Diverged
+from jaxpipe.metrics.history import read_history
 from jaxpipe.partition import partition
 from jaxpipe.prepare import batches_of, corpus_of
 from jaxpipe.schedules import forward_only
@@ -58,6 +59,7 @@ def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
 
 def test_the_held_out_loss_weighs_every_position_alike(tmp_path, text):
     outcome, _ = trained(a_config(tmp_path))
+    assert outcome.checkpoint is not None
     with Checkpoints(outcome.checkpoint.parent) as checkpoints:
         like = {"step": jnp.int32(0), "total": jnp.float32(0)}
         total = float(checkpoints.restore(8, like)["total"])
@@ -75,6 +77,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(tmp_path, text):
     assert (outcome.ending, outcome.step) == ("interrupted", 3)
     assert saved_steps(parts) == [2, 3]
     outcome, printed = trained(parts)
+    assert outcome.checkpoint is not None
     assert f"resuming from step 3: {outcome.checkpoint.parent / 'step_00000003'}" in printed
     assert outcome.ending == "finished"
     assert losses_of(parts) == losses_of(whole)
@@ -127,12 +130,12 @@ def test_other_text_is_refused(tmp_path, text):
         trained(a_config(tmp_path))
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 8])
-def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_path, text, step):
+@pytest.mark.parametrize("step", [1, 6, 8])
+def test_a_nan_loss_stops_with_its_step_and_saves_the_last_good_state(tmp_path, text, step):
     config = a_config(tmp_path)
     with pytest.raises(Diverged) as caught:
         trained(config, pretended(nan_at=step))
-    good = (step - 1) // 2 * 2
+    good = step - 1
     assert f"the loss of step {step} is nan" in str(caught.value)
     assert (f"checkpoints{os.sep}step_{good:08d}." if good else "no checkpoint yet") in str(
         caught.value
@@ -140,6 +143,57 @@ def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_p
     assert max(saved_steps(config), default=0) == good
     lines = [line for line in lines_of(config) if "loss" in line]
     assert (lines[-1]["step"], lines[-1]["loss"]) == (step, None)
+    if step != 6:
+        return
+    # From there it goes on with the same batches, as any run does.
+    trained(config)
+    whole = a_config(tmp_path, "whole")
+    trained(whole)
+    assert losses_of(config) == losses_of(whole)
+
+
+def leaping(*steps):
+    """A pretended engine of which the losses of some steps are far above the others'."""
+    engine: Any = pretended()
+
+    def train_batch(state, batch):
+        state, metrics = engine.train_batch(state, batch)
+        factor = 9 if int(state["step"]) in steps else 1
+        return state, metrics | dict(loss=metrics["loss"] * factor)
+
+    return engine._replace(train_batch=train_batch)
+
+
+def test_a_leap_is_seen_right_after_a_resume_too(tmp_path, text):
+    long: dict[str, Any] = dict(steps=26, spike=3.0, eval_interval=99, checkpoint_interval=99)
+    config = a_config(tmp_path, **long)
+    assert trained(config, leaping(25), should_stop=after(22))[0].step == 22
+    with pytest.raises(Diverged, match=r"loss of step 25 is .* times the median of the 20 before"):
+        trained(config, leaping(25))
+    told = a_config(tmp_path, "told", spike_action="log", **long)
+    outcome, printed = trained(told, leaping(23, 24))
+    assert (outcome.ending, outcome.step) == ("finished", 26)
+    assert printed.count("SPIKE: the loss of step 23 is ") == printed.count("SPIKE") == 1
+    folder = tmp_path / "runs" / "told"
+    events = read_history(folder / "history.jsonl")
+    assert [event["step"] for event in events if event["event"] == "spike"] == [23]
+    assert "spike: the loss of step 23" in (folder / "summary.html").read_text()
+
+
+def test_a_state_that_is_bad_itself_is_not_saved_when_a_run_diverges(tmp_path, text):
+    config = a_config(tmp_path)
+    with pytest.raises(Diverged, match=r"of step 6 is nan.*step_00000004"):
+        trained(config, pretended(nan_at=6, eval_nan_at=5))
+    assert saved_steps(config) == [2, 4]
+
+
+def test_a_run_that_diverges_three_times_in_one_step_is_not_started_again(tmp_path, text):
+    config = a_config(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Diverged):
+            trained(config, pretended(nan_at=5))
+    with pytest.raises(CrashLoop, match="step 5 with Diverged"):
+        trained(config, pretended(nan_at=5))
 
 
 def test_a_run_that_diverges_goes_back_and_leaves_out_what_it_has_seen(tmp_path, text):
@@ -240,10 +294,11 @@ def cli(tmp_path, *options, start: Any = None):
 
 
 def test_a_signal_that_comes_while_it_compiles_saves_the_first_step(tmp_path, text):
-    started: Any = cli(tmp_path, "--trainer.steps", "5000", start=subprocess.Popen)
+    options = ("--trainer.steps", "5000", "--metrics.heartbeat", "0.1")
+    started: Any = cli(tmp_path, *options, start=subprocess.Popen)
     with started:
         for line in started.stdout:
-            if line.startswith("neighbours that share"):  # what follows is compiled
+            if line.startswith("still tracing and compiling step 1,"):
                 break
         started.send_signal(signal.SIGTERM)
         out, err = started.communicate(timeout=240)

@@ -36,15 +36,10 @@ class Train:
     def run(self) -> int:
         """Trains, and returns the exit code."""
         config = validate(self.config)
-        from jaxpipe.metrics import Diverged
-
         try:
             with start_processes(self.processes) as processes:
                 simulate_devices(processes.share(config.pipeline.num_devices))
                 return self._train(config, processes)
-        except Diverged as error:
-            print(f"jaxpipe: {error}", file=sys.stderr)
-            return error.exit_code
         except KeyboardInterrupt:
             folder = Path(config.run.directory) / config.run.name / "checkpoints"
             print(
@@ -64,9 +59,12 @@ class Train:
         if processes.is_first:
             if not interrupted:
                 print(f"{_told(outcome)} after step {outcome.step}")
-            print(f"checkpoint: {outcome.checkpoint}")
-            if interrupted:
-                print("interrupted; the same command goes on from the checkpoint")
+            if outcome.checkpoint is None:
+                print("interrupted before the first step: there is nothing to save yet")
+            else:
+                print(f"checkpoint: {outcome.checkpoint}")
+                if interrupted:
+                    print("interrupted; the same command goes on from the checkpoint")
         # Whoever sends SIGTERM wants the machine back, and has got what it wants.
         return INTERRUPTED if interrupted and signal.SIGINT in asked else 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxpipe.config.ranges import below, not_positive
 
@@ -37,11 +38,14 @@ class TrainerConfig:
     state do, to the bit; then also before each checkpoint. null: never."""
     most_skipped: int = 20
     """Steps in a row that may be skipped for gradients that are not finite; with one more, training
-    has diverged."""
+    has diverged. With 0, each step waits until the one before it is read."""
     spike: float | None = None
     """A loss of more than so many times the median of the last 20 has diverged; null: none has."""
     norm_spike: float | None = None
     """The same of the gradients' norm before clipping; null: none has."""
+    spike_action: Literal["stop", "log"] = "stop"
+    """What a loss or norm that has leapt up so does: the run ends as diverged, or goes back (stop);
+    or it is said once for each leap, and the run goes on (log)."""
     rollbacks: int = 0
     """How many times a run that has diverged goes back to its newest checkpoint, and on from there
     with batches that it has not seen; after that, it ends."""
@@ -49,7 +53,7 @@ class TrainerConfig:
     FREE = (
         *("steps", "log_interval", "eval_interval", "eval_batches", "checkpoint_interval"),
         *("keep_checkpoints", "keep_interval", "keep_best", "checkpoint_patience"),
-        *("check_interval", "most_skipped", "spike", "norm_spike", "rollbacks"),
+        *("check_interval", "most_skipped", "spike", "norm_spike", "spike_action", "rollbacks"),
     )
 
     def problems(self) -> Iterator[str]:

@@ -18,7 +18,6 @@ from jaxpipe.metrics.log_file import LogFile as LogFile
 from jaxpipe.metrics.memory import Memory as Memory
 from jaxpipe.metrics.memory import memory_peak as memory_peak
 from jaxpipe.metrics.peaks import peak_flops as peak_flops
-from jaxpipe.metrics.report import Diverged as Diverged
 from jaxpipe.metrics.report import Report as Report
 from jaxpipe.metrics.sink import Sink as Sink
 from jaxpipe.metrics.sink import Sinks as Sinks

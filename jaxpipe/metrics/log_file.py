@@ -16,7 +16,7 @@ class LogFile:
 
     Until the file is opened, lines wait in memory. Warnings of Python's `logging`, of any library,
     are kept too while it is open, and shown if nobody else shows them. A file that cannot be
-    written stops nothing.
+    written stops nothing: that is shown once, and what is said is shown as before.
 
     Args:
       shown: where people look; `NoConsole()` where nobody does.
@@ -25,6 +25,7 @@ class LogFile:
     def __init__(self, shown: Console) -> None:
         self._shown, self._waiting = shown, list[str]()
         self._file: TextIO | None = None
+        self._path: Path | None = None
         self._is_over = False
         self._warnings = _Warnings(self)
         self._writing = threading.Lock()
@@ -39,7 +40,8 @@ class LogFile:
             self._end()
             return
         with self._writing:
-            self._file, waiting, self._waiting = file, self._waiting, []
+            self._file, self._path = file, path
+            waiting, self._waiting = self._waiting, []
             for line in waiting:
                 self._write(line)
         logging.getLogger().addHandler(self._warnings)
@@ -98,8 +100,9 @@ class LogFile:
         try:
             self._file.write(line)
             self._file.flush()
-        except (OSError, ValueError):  # a full disk: the run is worth more than its log
+        except (OSError, ValueError) as error:  # a full disk: the run is worth more than its log
             self._is_over = True
+            self._shown.note(f"{self._path} cannot be written: {error}. Training goes on without.")
 
 
 class _Warnings(logging.Handler):

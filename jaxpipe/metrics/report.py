@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from jaxpipe.errors import Diverged, first_few
 from jaxpipe.metrics.compilation import Compilation
 from jaxpipe.metrics.console import Console
 from jaxpipe.metrics.leaps import Leaps
@@ -17,25 +18,12 @@ from jaxpipe.metrics.work import StepWork
 _WORTH_SAYING = 0.1  # seconds of compilation
 
 
-class Diverged(FloatingPointError):
-    """Losses or gradients that are not numbers, or infinite; or one of both that has leapt up.
-
-    Attributes:
-      step: where that was seen.
-    """
-
-    exit_code = 4
-
-    def __init__(self, problem: str, step: int) -> None:
-        super().__init__(problem)
-        self.step = step
-
-
 class Report:
     """Reads the metrics of steps, one step late, and hands them on.
 
     Reading a number waits for the device that computes it. So each call reads the numbers of the
-    step before, while the devices work on the step that was just handed to them.
+    step before, while the devices work on the step that was just handed to them. Where one more
+    skipped step could end the run, it is read before another one begins.
     """
 
     def __init__(
@@ -49,6 +37,8 @@ class Report:
         most_skipped: int = 0,
         spike: float | None = None,
         norm_spike: float | None = None,
+        spiked: Callable[[int, str], None] | None = None,
+        recent: Mapping[str, Sequence[float]] | None = None,
         compiled: Callable[[], Compilation] = Compilation.none,
         memory: Callable[[], Memory] | None = None,
     ) -> None:
@@ -64,6 +54,8 @@ class Report:
           most_skipped: how many steps in a row may have been skipped.
           spike: a loss of more than so many times the median of the last ones has diverged.
           norm_spike: likewise for the norm of the gradients.
+          spiked: told of the step and what leaps there, once for each leap; None: it has diverged.
+          recent: what `recent()` said where the run goes on from.
           compiled: asked after the first step what it took to compile.
           memory: asked for the most memory in use so far.
         """
@@ -71,7 +63,13 @@ class Report:
         self._work, self._log_interval = work, log_interval
         self._compiled, self._memory = compiled, memory
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
-        self._leaps = {"loss": Leaps("loss", spike), "grad_norm": Leaps("grad norm", norm_spike)}
+        self._skipped = 0  # steps in a row, up to the last one that was read
+        last = recent or {}
+        self._spiked = spiked
+        self._leaps = {
+            "loss": Leaps("loss", spike, last.get("loss", ())),
+            "grad_norm": Leaps("grad norm", norm_spike, last.get("grad_norm", ())),
+        }
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
@@ -81,7 +79,7 @@ class Report:
         """Takes a step's metrics, scalars on a device as engines give them; reads the last ones.
 
         Raises:
-          Diverged: too many steps up to the one before were skipped.
+          Diverged: too many steps up to the one before, or to this one, were skipped.
         """
         self.flush()
         self._pending = (step, metrics)
@@ -91,6 +89,8 @@ class Report:
             more = f": {compiled}" if compiled.seconds > _WORTH_SAYING else ""
             self._console.note(f"first step, with compilation: {self._seconds():.1f} s{more}")
             self._throughput, self._first = Throughput(), (step, self._seconds())
+        elif self._skipped or not self._most_skipped:
+            self.flush()  # while the devices still have the state that it left as it was
 
     def flush(self) -> None:
         """Reads the newest step's metrics, too.
@@ -102,6 +102,7 @@ class Report:
             return
         (step, metrics), self._pending = self._pending, None
         loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
+        self._skipped = skipped
         self._console.advance(step, loss)
         if self._throughput is not None:
             self._throughput.add(self._work.items)
@@ -114,10 +115,17 @@ class Report:
                 else "loss of step {} is {}"
             )
             row = f", and neither were those of {skipped - 1} steps before" if skipped > 1 else ""
-            raise Diverged("the " + what.format(step, loss) + row, step)
+            where = _where(metrics.get("layer_norms", {}))
+            raise Diverged("the " + what.format(step, loss) + row + where, step, skipped)
         for name, leaps in self._leaps.items():
             if leaps.looks and (problem := leaps.found(step, float(metrics[name]))):
-                raise Diverged(problem, step)
+                if self._spiked is None:
+                    raise Diverged(problem, step)
+                self._spiked(step, problem)
+
+    def recent(self) -> dict[str, list[float]]:
+        """The last numbers that new ones are compared with, as JSON has them, by name."""
+        return {name: leaps.last for name, leaps in self._leaps.items()}
 
     def held_out(self, step: int, loss: float, **others: float) -> None:
         """Takes the loss on held-out text after a step, and what it is to be compared with.
@@ -174,3 +182,13 @@ class Report:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
+
+
+def _where(norms: Mapping[str, Any]) -> str:
+    """In which layers gradients are not finite, if that is known."""
+    names = [name for name, norm in norms.items() if not math.isfinite(float(norm))]
+    if not names:
+        return ""
+    if len(names) == len(norms):
+        return "; those of all layers"
+    return f"; those of {', '.join(first_few(names))}, of {len(norms)} layers"

@@ -154,10 +154,10 @@ class Embed(nn.Module):
         positions: jax.Array | None = None,
     ) -> jax.Array:
         """Tokens, integers `[batch, time]`, to `[batch, time, width]`; see `gpt` and `_rows`."""
-        config, time = self.config, tokens.shape[1]
+        config = self.config
         token = embedding_table(self, "token", config.vocab_size, config.width)
         x = lookup(token, tokens, config.sequence_parallel)
-        return x + _rows(self, config, time, segment_ids, positions)
+        return x + _rows(self, config, tokens.shape[1], segment_ids, positions)
 
 
 class Position(nn.Module):

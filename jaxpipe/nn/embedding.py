@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe import tensor
+from jaxpipe.errors import BatchError
 from jaxpipe.nn.cut import check_time, cut_param, is_cut
 from jaxpipe.nn.dense import NORMAL, columns
 
@@ -37,7 +38,8 @@ class Embedding(nn.Module):
 
         Raises:
           ConfigError: the ranks do not divide the vocabulary.
-          BatchError: they do not divide the time, which `sequence_parallel` needs.
+          BatchError: the tokens are of another shape or type, or the ranks do not divide the
+            time, which `sequence_parallel` needs.
         """
         return lookup(self.embedding, tokens, self.sequence_parallel)
 
@@ -74,8 +76,14 @@ def lookup(table: jax.Array, tokens: jax.Array, sequence_parallel: bool = False)
       `[batch, time, width]`.
 
     Raises:
-      BatchError: the ranks do not divide the time, and it is to be cut.
+      BatchError: the tokens are no integers `[batch, time]`, or the ranks do not divide the time,
+        and it is to be cut.
     """
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise BatchError(
+            f"got token ids of type {tokens.dtype} and shape {tokens.shape}, expected integers"
+            " [batch, time]: a row for each sequence, also of a single one."
+        )
     if tensor.size() == 1:
         return jnp.take(table, tokens, axis=0)
     piece = table.shape[0]

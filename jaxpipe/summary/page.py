@@ -236,7 +236,7 @@ def _events(run: RunRecord) -> Iterator[tuple[float, str]]:
             yield at, f"resumed from step {event.get('step')}"
         elif kind == "rolled back":
             yield at, f"rolled back to step {event.get('to')}: {problem}"
-        elif kind in ("lost", "not saved"):
+        elif kind in ("lost", "not saved", "spike"):
             yield at, f"{kind}: {problem}"
         elif kind == "ended" and event.get("ending") != "finished":
             yield at, f"ended: {event.get('ending')}" + (f": {problem}" if problem else "")

@@ -8,14 +8,15 @@ first one prints and writes metrics; checkpoints are written by all together.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.config import RunDirectory
 from jaxpipe.data import Dataset
 from jaxpipe.engine import Engine
-from jaxpipe.errors import CorruptStateError
-from jaxpipe.metrics import Console, Diverged
+from jaxpipe.errors import CorruptStateError, Diverged
+from jaxpipe.metrics import Console
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.sections import Sections
 from jaxpipe.trainer.outcome import Outcome
@@ -102,6 +103,8 @@ def _with_rollbacks(parts: Parts) -> Outcome:
     with records.sections.enter("start"):
         if (parts.checkpoints.latest() or 0) < parts.trainer.steps:
             parts.checkpoints.check_room(parts.engine.abstract_state(parts.plan.batches[1]))
+        if parts.stops() and parts.checkpoints.latest() is None:
+            return Outcome("interrupted", 0, None, math.nan, parts.plan.bigram_loss)
     at = newest(parts)
     for _ in range(parts.trainer.rollbacks):
         try:
@@ -126,7 +129,8 @@ def _going_on(parts: Parts, at: Position) -> Outcome:
     records = parts.records
     with contextlib.ExitStack() as stack:
         with records.sections.enter("start"):
-            opened = reporting(parts.folder, records, at.step, parts.plan.work, parts.sinks)
+            work, own = parts.plan.work, parts.sinks
+            opened = reporting(parts.folder, records, at.step, work, own, at.recent)
             report = stack.enter_context(opened)
         records.say_compiled("before the first step")
         return Steps(parts, at, report).to_the_end()
@@ -146,4 +150,5 @@ def _pointing_to(checkpoints: Checkpoints) -> Iterator[None]:
             " optimizer.learning_rate or optimizer.clip_norm; --resume must goes on from the"
             " checkpoint with other settings, trainer.rollbacks with other batches.",
             error.step,
+            error.skipped,
         ) from None

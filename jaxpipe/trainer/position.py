@@ -1,5 +1,6 @@
 """Where a run is, and where it goes on from."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,13 @@ class Position(NamedTuple):
       state: after `step`.
       step: steps that are done.
       batch: the number of the batch that comes next.
+      recent: losses and norms of the last steps, by name, for what is compared with them.
     """
 
     state: TrainState
     step: int
     batch: int
+    recent: Mapping[str, Sequence[float]]
 
 
 def newest(parts: Parts) -> Position:
@@ -34,13 +37,13 @@ def newest(parts: Parts) -> Position:
         records.note(f"LOST: {problem}")
         records.history.add("lost", problem=str(problem))
     if step is None:
-        return Position(_fresh(parts, jax.random.key(seed), batch), 0, 1)
+        return Position(_fresh(parts, jax.random.key(seed), batch), 0, 1, {})
     records.note(f"resuming from step {step}: {checkpoints.path(step)}")
     records.history.add("resumed", step=step)
     with records.sections.enter("restore", step):
         state = checkpoints.restore(step, parts.engine.abstract_state(batch))
-    data = checkpoints.manifest(step).metadata["data"]
-    return Position(state, step, data["next_batch"])
+    metadata = checkpoints.manifest(step).metadata
+    return Position(state, step, metadata["data"]["next_batch"], metadata.get("recent", {}))
 
 
 def _fresh(parts: Parts, key: jax.Array, batch: Batch) -> TrainState:

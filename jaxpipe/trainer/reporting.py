@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -34,6 +34,7 @@ def reporting(
     start: int,
     work: StepWork,
     own: Mapping[str, SinkOpener] | None,
+    recent: Mapping[str, Sequence[float]],
 ) -> Iterator[Report]:
     """A report that goes on from step `start`.
 
@@ -43,6 +44,7 @@ def reporting(
       start: steps that are done.
       work: of a step.
       own: sinks of the caller's, by name; None where another process writes.
+      recent: what a report said at that step of the last ones.
     """
     config, trainer = folder.config, folder.config.trainer
     rates = jax.vmap(learning_rate(config.optimizer, trainer.steps))(jnp.arange(trainer.steps))
@@ -57,9 +59,21 @@ def reporting(
             most_skipped=trainer.most_skipped,
             spike=trainer.spike,
             norm_spike=trainer.norm_spike,
+            spiked=_noted(records) if trainer.spike_action == "log" else None,
+            recent=recent,
             compiled=records.compiled,
             memory=memory_peak,
         )
+
+
+def _noted(records: Records) -> Callable[[int, str], None]:
+    """Says what leaps up, and keeps it."""
+
+    def note(step: int, problem: str) -> None:
+        records.note(f"SPIKE: {problem}")
+        records.history.add("spike", step=step, problem=problem)
+
+    return note
 
 
 def _openers(

@@ -30,8 +30,8 @@ def run(
     Args:
       config: the run.
       resume: what to do about an earlier run in the same folder; see `config.choose`.
-      should_stop: asked after each step; True ends the run there, with a checkpoint. Of several
-        processes any one may say so.
+      should_stop: asked before the first step and after each; True ends the run there, with a
+        checkpoint if there was a step. Of several processes any one may say so.
       console: where to show how it goes; by default the standard output of the first process.
       processes: all that train together, from `start_processes`.
       sinks: of one's own for metrics, by name; see `jaxpipe.metrics.Sink`. Only the first process
@@ -41,7 +41,8 @@ def run(
       JaxpipeError: the configuration, the folder, the devices or a checkpoint cannot be used, or
         processes differ in what they would train.
       CrashLoop: the last starts have all ended in the same way.
-      Diverged: a loss is not finite; the message says where the last good checkpoint is.
+      Diverged: losses or gradients are not finite, or leap up; the message says where the last
+        good checkpoint is.
     """
     validate(config)
     if console is None:

@@ -14,6 +14,7 @@ from jaxpipe.prepare import batches_of, bigram_loss_of, held_out_batches
 from jaxpipe.processes import Processes
 from jaxpipe.processes.facts import code_facts
 from jaxpipe.summary import StepRecord
+from jaxpipe.trainer.evaluate import num_targets
 from jaxpipe.trainer.facts import about
 from jaxpipe.trainer.records import Records
 from jaxpipe.trainer.work import step_record, step_work
@@ -43,10 +44,15 @@ class Plan(NamedTuple):
 
 
 def planned(engine: Engine, config: Config, dataset: Dataset, records: Records) -> Plan:
-    """The plan, which is said, too."""
+    """The plan, which is said, too.
+
+    Raises:
+      DataError: none of the targets that are held out counts.
+    """
     rows = engine.local_rows(config.trainer.batch_size)
     batches = batches_of(config, dataset, rows)
     held_out = held_out_batches(config, dataset)
+    num_targets(held_out)  # a mistake that would else be found after many steps
     bigram_loss = bigram_loss_of(dataset, held_out)
     held_out = [{name: field[rows] for name, field in whole.items()} for whole in held_out]
     partition = engine.partition(batches[1])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from jaxpipe.errors import DataTimeoutError, JaxpipeError
+from jaxpipe.errors import DataTimeoutError, Diverged, JaxpipeError
 from jaxpipe.exhaustion import memory_explained
 from jaxpipe.metrics import Report
 from jaxpipe.replicas import Replicas
@@ -32,14 +32,19 @@ class Steps:
 
     def to_the_end(self) -> Outcome:
         """Trains to the last step, or until it is to stop."""
-        # Asked already, while it was restored: there is nothing new to save then.
-        self._stop = self._at.step > 0 and self._parts.stops()
+        # Asked already, while it was made or restored: there is nothing new to save then.
+        self._stop = self._parts.stops()
         if self._is_last and not self._stop:  # an earlier run did it all
             self._evaluate()
         while not (self._is_last or self._stop):
             self._step += 1
-            self._train()
-            self._between()
+            try:
+                self._train()
+                self._between()
+            except Diverged as error:
+                if error.skipped:
+                    self._save_last_good(self._step - error.skipped)
+                raise
         return self._ended()
 
     @property
@@ -81,6 +86,32 @@ class Steps:
                 self._replicas.check(self._state)
         if saves:
             self._save(loss)
+        self._say_failures()
+
+    def _save_last_good(self, step: int) -> None:
+        """Saves the state after a step since which all were skipped: the devices have it still.
+
+        If that is what is bad, and not the batches, then it has no finite loss on others either.
+        """
+        parts, checkpoints = self._parts, self._parts.checkpoints
+        checkpoints.wait()
+        if step <= max(self._at.step, checkpoints.latest() or 0):
+            return
+        self._step, self._state = step, self._state.as_of(step)
+        with parts.records.sections.enter("evaluation", step):
+            found = evaluate(parts.engine, self._state, parts.plan.held_out)
+        if found is None or not math.isfinite(found["loss"]):
+            parts.records.note(f"NOT SAVED: step {step}, whose held-out loss is not finite either")
+            return
+        if parts.trainer.check_interval:
+            with parts.records.sections.enter("step", step):
+                self._replicas.check(self._state)
+        self._save(found["loss"])
+        checkpoints.wait()
+        self._say_failures()
+
+    def _say_failures(self) -> None:
+        """Says which saves have failed."""
         for failure in self._parts.checkpoints.failures():
             self._parts.records.note(f"NOT SAVED: {failure}")
             self._parts.records.history.add("not saved", step=self._step, problem=str(failure))
@@ -106,8 +137,9 @@ class Steps:
         parts = self._parts
         next_batch = self._at.batch + self._step - self._at.step
         data = dict(parts.plan.about["data"]) | {"next_batch": next_batch}
-        metadata = dict(parts.plan.about) | {"data": data}
         with self._report.paused(), parts.records.sections.enter("save", self._step):
+            recent = self._report.recent()  # of all steps so far
+            metadata = dict(parts.plan.about) | {"data": data, "recent": recent}
             parts.checkpoints.save(self._step, self._state, metric=metric, metadata=metadata)
 
     def _ended(self) -> Outcome:
@@ -117,7 +149,8 @@ class Steps:
             parts.checkpoints.wait()
         if step > self._at.step and not self._stop:
             self._measure()
-        path, bigram = parts.checkpoints.path(step), parts.plan.bigram_loss
+        path = parts.checkpoints.path(step) if step else None
+        bigram = parts.plan.bigram_loss
         if self._stop or self._held_out is None:
             return Outcome("interrupted", step, path, math.nan, bigram, None)
         loss, accuracy = self._held_out["loss"], self._held_out.get("accuracy")
