@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -28,6 +29,7 @@ from jaxpipe.processes.hub import Hub
 from jaxpipe.processes.launch import ADDRESS, Place, find_place
 from jaxpipe.processes.member import connect
 from jaxpipe.processes.rows import Rows, row_problems
+from jaxpipe.summary import StepRecord
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = REPOSITORY / "configs" / "gpt-stdlib.yaml"
@@ -324,6 +326,13 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
         log = (tmp_path / "runs" / "both" / "log" / f"host_{index}.txt").read_text()
         assert "resuming from step" in log and "step 400  held-out loss" in log
     assert not {"hang", "watch", "crashes"} & files
+    # Each process has timed one rank, and they have put that together.
+    step = StepRecord.read(tmp_path / "runs" / "both" / "timeline.json")
+    assert step is not None and step.hosts == (platform.node(),) * 2
+    for timeline in step.measured:
+        assert timeline.starts.keys() == step.schedule.ticks().keys()
+        assert 0 < timeline.makespan < 5 and 0 <= timeline.bubble_fraction < 1
+    assert len(step.measured) == 2
 
 
 def test_another_configuration_on_one_process_is_refused(run, training):
