@@ -210,6 +210,7 @@ def connect(
                 raise ProcessError(
                     f"process {place.index} of {place.count} cannot reach process 0 at"
                     f" {place.address}: {error}. Start process 0 there, or correct the address."
+                    f"{place.hint}"
                 ) from None
             time.sleep(0.1)
     try:
