@@ -218,10 +218,8 @@ def test_one_that_does_not_go_on_ends_all_and_all_show_where_they_are(run, tmp_p
 @pytest.mark.parametrize("culprit", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_that_holds_pythons_lock_ends_all_too(run, tmp_path, culprit):
     both = run(2, [*CHILD, "as listed", 100_000, tmp_path, "hold", culprit, 5])
-    codes = both.codes()
-    assert codes[1 - culprit] == 1, both.everything()
-    # JAX aborts where process 0, its coordinator, has gone; else the watchdog's own time comes.
-    assert codes[culprit] == (-signal.SIGABRT if culprit else 1)
+    # The culprit too, before JAX could abort it because process 0 has gone.
+    assert both.codes() == [1, 1], both.everything()
     print(f"all ended after {since(both, culprit):.2f} s")
     assert since(both, culprit) < 5 + AT_ONCE + 2
     hang = json.loads((tmp_path / "hang.json").read_text())

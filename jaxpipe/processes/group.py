@@ -17,16 +17,24 @@ class Processes:
     Attributes:
       index: of this process, from 0.
       count: how many there are.
+      heartbeat: seconds of silence after which the others end; None if there are none.
     """
 
-    def __init__(self, member: Member | None = None, patience: float = 300.0) -> None:
+    def __init__(
+        self,
+        member: Member | None = None,
+        patience: float = 300.0,
+        heartbeat: float | None = None,
+    ) -> None:
         """The group that a member belongs to; without one, a group of one.
 
         Args:
           member: this process.
           patience: seconds to wait for others where all have to come.
+          heartbeat: see above.
         """
         self._member, self._patience, self._exchanged = member, patience, 0
+        self.heartbeat = heartbeat
         self.index = 0 if member is None else member.place.index
         self.count = 1 if member is None else member.place.count
 
@@ -51,6 +59,11 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is the process that prints and writes files."""
         return self.index == 0
+
+    @property
+    def ending(self) -> bool:
+        """Whether this process is about to end because it, or another one, has to."""
+        return self._member is not None and self._member.ending
 
     def share(self, num_devices: int) -> int:
         """How many of all devices are this process's.
