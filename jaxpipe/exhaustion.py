@@ -35,7 +35,7 @@ def memory_explained(engine: Engine, batch: Batch) -> Iterator[None]:
         lines = [
             f"a device has too little memory: {str(error).splitlines()[0]}",
             *_needs(engine, batch),
-            *devices_in_words(engine.mesh),
+            *devices_in_words(engine.mesh, engine.schedule.placement),
             "Take more pipeline.ranks or pipeline.microbatches, pipeline.remat, pipeline.zero, or a"
             " smaller batch. Engine.memory counts beforehand what each of them takes.",
         ]
@@ -50,11 +50,14 @@ def _needs(engine: Engine, batch: Batch) -> Iterator[str]:
         yield f"a train step is to take about {_gib(memory.total)} on each device: {parts}."
 
 
-def devices_in_words(mesh: Mesh, shown: Sequence[Any] | None = None) -> Iterator[str]:
+def devices_in_words(
+    mesh: Mesh, placement: Sequence[int], shown: Sequence[Any] | None = None
+) -> Iterator[str]:
     """How full this process's devices are, a line for each that says so.
 
     Args:
       mesh: that they belong to.
+      placement: the rank of each stage.
       shown: what to take for its devices, in its order.
     """
     devices = mesh.devices.flat if shown is None else shown
@@ -63,7 +66,9 @@ def devices_in_words(mesh: Mesh, shown: Sequence[Any] | None = None) -> Iterator
             continue
         rank = place // (mesh.size // mesh.shape["pipe"])
         used, limit = stats.get("peak_bytes_in_use", 0), stats.get("bytes_limit", 0)
-        yield f"rank {rank}, {device}: {_gib(used)} in use at most, of {_gib(limit)}."
+        stages = [str(stage) for stage, at in enumerate(placement) if at == rank]
+        words = f"stage{'s' * (len(stages) != 1)} {', '.join(stages)}"
+        yield f"rank {rank} ({words}), {device}: {_gib(used)} in use at most, of {_gib(limit)}."
 
 
 def _gib(count: int) -> str:

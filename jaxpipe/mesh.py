@@ -75,6 +75,15 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
+def first_pipeline(mesh: Mesh) -> list[Any]:
+    """The device of each rank, where all other axes are at 0."""
+    devices = mesh.devices
+    for axis in reversed(range(devices.ndim)):
+        if mesh.axis_names[axis] != PIPE:
+            devices = devices.take(0, axis)
+    return list(devices)
+
+
 def axis_size(mesh: Mesh, axis: str) -> int:
     """The size of a mesh axis; 1 if the mesh lacks it."""
     return mesh.shape.get(axis, 1)

@@ -33,7 +33,7 @@ def global_norm(layout: Layout, rows: Rows) -> jax.Array:
     for name in layout.buffers:
         squares = jnp.sum(jnp.square(rows[name].astype(jnp.float32)))
         total += _counted(layout, name, squares)
-    return jnp.sqrt(lax.psum(total, over) if over else total)
+    return jnp.sqrt(_sum_in_order(total, over))
 
 
 def layer_norms(layout: Layout, rows: Rows) -> dict[str, jax.Array]:
@@ -60,7 +60,7 @@ def layer_norms(layout: Layout, rows: Rows) -> dict[str, jax.Array]:
             squares = jnp.stack([jnp.sum(part) for part in parts])
         mine = jnp.asarray(owners)[lax.axis_index(PIPE)]
         totals = totals.at[mine].add(_counted(layout, name, squares))
-    norms = jnp.sqrt(lax.psum(totals, over) if over else totals)
+    norms = jnp.sqrt(_sum_in_order(totals, over))
     return {name: norms[i] for i, name in enumerate(names)}
 
 
@@ -109,6 +109,15 @@ def _merged(spans: Sequence[_Span]) -> list[_Span]:
 def _all_axes(layout: Layout) -> list[str]:
     """The mesh axes that any buffer is cut over."""
     return sorted(set().union(*(axes(layout, name) for name in layout.buffers)))
+
+
+def _sum_in_order(values: jax.Array, over: Sequence[str]) -> jax.Array:
+    """The sum over devices, to the bit the same however they are spread over processes.
+
+    In which order `psum` adds is the affair of whoever carries it out: XLA within a process, Gloo or
+    NCCL between them.
+    """
+    return jnp.sum(lax.all_gather(values, tuple(over)), axis=0) if over else values
 
 
 def _counted(layout: Layout, name: str, values: jax.Array) -> jax.Array:

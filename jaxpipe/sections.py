@@ -29,9 +29,12 @@ class Section(NamedTuple):
 
 Listener = Callable[[Section | None], None]
 
-TRAINER_SECTIONS = ("start", "compile", "data", "step", "evaluation", "restore", "save", "timeline")
+TRAINER_SECTIONS = (
+    "start", "compile", "data", "step", "evaluation", "check", "restore", "save", "timeline",
+)  # fmt: skip
 """What `jaxpipe train` does: all before its first step; a step that compiles; waiting for a batch;
-a step; an evaluation; reading and writing a checkpoint; measuring a step when all is done."""
+a step; an evaluation; comparing what devices hold alike; reading and writing a checkpoint;
+measuring a step when all is done."""
 
 
 class Sections:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.executor.program import FUSED, IDLE, Program
 from jaxpipe.executor.run import BRANCH_SCOPE
-from jaxpipe.mesh import PIPE
+from jaxpipe.mesh import first_pipeline
 from jaxpipe.schedules import Action, Op, Schedule, Timeline
 
 Span = tuple[float, float]  # from, to, in seconds
@@ -61,7 +61,8 @@ def measure(
     """Runs a step under the profiler: what it gave, and its timeline in seconds.
 
     On meshes with a `data` axis it is the first pipeline's. Where F and B of the last stage run as
-    one action, all of its time is B's.
+    one action, all of its time is B's. Of several processes, which call it together, each sees its
+    own ranks, by its own clock; `schedules.clocks.joined` makes one timeline of theirs.
 
     Args:
       run: runs the compiled step once.
@@ -83,13 +84,11 @@ def measure(
 
 
 def _ranks(mesh: Mesh) -> dict[int, int]:
-    """The rank of each local device of the first pipeline, by the device's number."""
-    devices = mesh.devices
-    for axis in reversed(range(devices.ndim)):
-        if mesh.axis_names[axis] != PIPE:
-            devices = devices.take(0, axis)
-    here = jax.process_index()
-    return {d.local_hardware_id: r for r, d in enumerate(devices) if d.process_index == here}
+    """The rank of each local device of the first pipeline, by the device's number in profiles."""
+    here, devices = jax.process_index(), enumerate(first_pipeline(mesh))
+    # Profiles of CPUs count the devices of all processes, others those of their own.
+    number = lambda d: d.id if d.platform == "cpu" else d.local_hardware_id
+    return {number(d): rank for rank, d in devices if d.process_index == here}
 
 
 def _events(folder: str, operations: Collection[str]) -> list[tuple[int, str, Span]]:
@@ -164,6 +163,8 @@ def _timeline(
             if program.branches[branch - 1][0] == FUSED:
                 forward = action._replace(op=Op.F)
                 starts[forward] = ends[forward] = starts[action]
+    if not starts:  # the first pipeline is other processes'
+        return Timeline({}, {}, 0.0, 0.0, program.held)
     first = min(starts.values())
     starts = {action: start - first for action, start in starts.items()}
     ends = {action: end - first for action, end in ends.items()}

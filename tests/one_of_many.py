@@ -16,6 +16,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxpipe as jp
+from jaxpipe.processes import facts
+from jaxpipe.replicas import Replicas
 from jaxpipe.sections import Sections
 from jaxpipe.simulate_devices import simulate_devices
 from jaxpipe.watch import Watchdog
@@ -75,6 +77,17 @@ def results(engine, num_steps, *, everything):
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 
+def differences(mesh) -> list[str]:
+    """What all find where a device of process 1 has other bits than all the others."""
+    parts = []
+    for device in jax.local_devices():
+        odd = device == jax.local_devices()[1] and jax.process_index() == 1
+        parts.append(jax.device_put(np.full(3, 1 + odd, np.float32), device))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    array = jax.make_array_from_single_device_arrays((3,), everywhere, parts)
+    return Replicas(mesh).differences({"x": array})
+
+
 def misbehave(fault: str):
     print(f"now {time.time()}", flush=True)
     if fault == "raise":
@@ -109,6 +122,11 @@ def main(order, num_steps, out, *fault):
         if fault
         else jp.Launch()
     )
+    if order == "another jax":
+        own = facts._version
+        facts._version = lambda name: "0.0.1" if name == "jax" else own(name)
+    if "alone" in fault:
+        print(f"now {time.time()}", flush=True)
     with jp.start_processes(launch, facts={"order": order}) as processes:
         simulate_devices(processes.share(NUM_DEVICES))
         if fault:
@@ -119,7 +137,7 @@ def main(order, num_steps, out, *fault):
         engine = build(mesh_of(order, PIPE, DATA))
         found = results(engine, int(num_steps), everything=order == "data outside")
         rows = engine.local_rows(BATCH)
-        print(json.dumps([processes.index, rows.start, rows.stop]))
+        print(json.dumps([processes.index, rows.start, rows.stop, *differences(engine.mesh)]))
         if processes.is_first:
             np.savez(Path(out), allow_pickle=False, **found)
 

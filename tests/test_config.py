@@ -250,7 +250,10 @@ def test_the_learning_rate_is_a_positive_number(rate):
 
 def test_nothing_of_this_starts_a_backend():
     code = (
-        "from jaxpipe.config import Config, validate; validate(Config())\n"
+        "from jaxpipe.config import Config, PipelineConfig, validate; validate(Config())\n"
+        "try: validate(Config(pipeline=PipelineConfig(ranks=100, microbatches=3)))\n"
+        "except ValueError as error: assert 'pipeline.ranks: got 100' in str(error), error\n"
+        "else: assert False\n"
         "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"  # refused after a start
         "assert len(jax.devices('cpu')) == 3"
     )

@@ -226,7 +226,7 @@ with stop_signals(patience=0.5) as asked:
 """
 
 
-def test_a_second_signal_ends_at_once_and_leaves_no_part_of_a_checkpoint(tmp_path, text):
+def test_a_second_signal_ends_at_once_and_leaves_nothing_that_counts(tmp_path, text):
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     command = [sys.executable, "-c", TWICE, str(tmp_path)]
@@ -235,7 +235,55 @@ def test_a_second_signal_ends_at_once_and_leaves_no_part_of_a_checkpoint(tmp_pat
     assert done.returncode in (-signal.SIGINT, 130), done.stderr
     config = a_config(tmp_path)
     assert saved_steps(config) == []
-    assert trained(config)[0].ending == "finished" and saved_steps(config) == [6, 8]
+    folder = tmp_path / "runs" / "run" / "checkpoints"
+    [part] = folder.glob("step_*")  # no part counts, as it has no manifest
+    assert part.name == "step_00000006" and not (part / "MANIFEST.json").exists()
+    outcome, printed = trained(config)
+    assert outcome.ending == "finished" and saved_steps(config) == [6, 8]
+    assert f"a save that was never finished is cleared: {part}" in printed
+
+
+TOO_LATE = """
+import os, signal, sys, time
+from pathlib import Path
+from pretended import a_config, pretended, trained
+from jaxpipe.checkpoint import writer
+from jaxpipe.signals import stop_signals
+
+sums, engine = writer.sums, pretended()
+
+def slow(folder):
+    if folder.name.endswith("5"):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)  # all the time that there was
+    return sums(folder)
+
+def train_batch(state, batch):
+    if int(state["step"]) == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return engine.train_batch(state, batch)
+
+writer.sums = slow
+with stop_signals() as asked:
+    config, signalled = a_config(Path(sys.argv[1])), engine._replace(train_batch=train_batch)
+    trained(config, signalled, should_stop=lambda: bool(asked))
+"""
+
+
+def test_less_time_than_a_save_takes_leaves_the_one_before(tmp_path, text):
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    command = [sys.executable, "-c", TOO_LATE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL and "stopping after this step" in done.stderr
+    config = a_config(tmp_path)
+    assert (tmp_path / "runs" / "run" / "checkpoints" / "step_00000005").is_dir()  # begun
+    assert saved_steps(config) == [2, 4]
+    outcome, printed = trained(config)
+    assert outcome.ending == "finished" and "resuming from step 4" in printed
+    whole = a_config(tmp_path, "whole")
+    trained(whole)
+    assert losses_of(config) == losses_of(whole)
 
 
 def test_a_signal_while_it_saves_ends_with_both_states_saved(tmp_path, text, monkeypatch):

@@ -67,9 +67,9 @@ class Device(NamedTuple):
 def test_devices_say_how_full_they_are():
     mesh = jp.make_mesh(pipe=2, data=2)
     shown = [Device(f"gpu:{i}", i * 2**30, process_index=i // 3) for i in range(4)]
-    assert list(devices_in_words(mesh, shown)) == [
-        "rank 0, gpu:0: 0 bytes in use at most, of 80.00 GiB.",
-        "rank 0, gpu:1: 1.00 GiB in use at most, of 80.00 GiB.",
-        "rank 1, gpu:2: 2.00 GiB in use at most, of 80.00 GiB.",
+    assert list(devices_in_words(mesh, (0, 1, 0), shown)) == [
+        "rank 0 (stages 0, 2), gpu:0: 0 bytes in use at most, of 80.00 GiB.",
+        "rank 0 (stages 0, 2), gpu:1: 1.00 GiB in use at most, of 80.00 GiB.",
+        "rank 1 (stage 1), gpu:2: 2.00 GiB in use at most, of 80.00 GiB.",
     ]
-    assert list(devices_in_words(mesh)) == []
+    assert list(devices_in_words(mesh, (0, 1))) == []

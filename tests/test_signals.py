@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxpipe import cli, trainer
 from jaxpipe.signals import SIGNALS, stop_signals
+from jaxpipe.trainer.outcome import Outcome
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -29,6 +31,21 @@ def test_slurms_warning_is_one_of_them(capfd):
     with stop_signals() as asked:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert asked == [signal.SIGUSR1]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)]
+)
+def test_exit_codes_tell_who_asked(monkeypatch, capsys, number, code):
+    def run(config, *, should_stop, **_):
+        assert not should_stop()
+        os.kill(os.getpid(), number)
+        assert should_stop()
+        return Outcome("interrupted", 3, Path("the checkpoint"), 0.0, None)
+
+    monkeypatch.setattr(trainer, "run", run)
+    assert cli.main(["train", str(REPOSITORY / "configs" / "gpt-stdlib.yaml")]) == code
+    assert "the same command goes on from the checkpoint" in capsys.readouterr().out
 
 
 DEAF = """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretended import a_config, after, trained
+from pretended import a_config, after, saved_steps, trained
 
 from jaxpipe.config import WatchConfig, by_field, read
 from jaxpipe.crashes import Crashes, CrashLoop
@@ -32,9 +32,11 @@ from jaxpipe.sections import Sections
 from jaxpipe.watch import Watchdog
 
 how, sections = sys.argv[1], Sections()
-with Watchdog(sections, dict(step=0.4, compile=60, data=None), pathlib.Path(), facts={"a": 1}):
-    with sections.enter("compile", step=1), sections.enter("restore"):
-        time.sleep(0.5)  # longer than a step, as it may be
+limits = dict(step=0.4, compile=60, save=60, data=None)
+with Watchdog(sections, limits, pathlib.Path(), facts={"a": 1}):
+    for name in ("compile", "restore", "save"):
+        with sections.enter(name, step=1):
+            time.sleep(0.5)  # longer than a step, as it may be
     for step in range(1, 18):
         with sections.enter("data", step):
             time.sleep(0.5 if step == 1 else 0)
@@ -90,11 +92,14 @@ def test_one_that_holds_pythons_lock_does_too(tmp_path):
     print(f"ended after {time.monotonic() - began:.1f} s")
     assert (done.returncode, done.stdout) == (1, "")
     assert "Timeout" in done.stderr and 'File "<string>", line' in done.stderr
-    assert not (tmp_path / FILE).exists()  # it could not write that
+    assert json.loads((tmp_path / FILE).read_text())["section"] == "step"
+    left = (tmp_path / "watch" / "0.doing.json").read_text()
     found = last_hang(tmp_path)
-    assert found is not None
+    assert found is not None and last_hang(tmp_path) is None
+    (tmp_path / "watch" / "0.doing.json").write_text(left)  # as where there is no `tee`
+    assert last_hang(tmp_path) == found
     assert (found.process, found.section, found.step, found.limit) == (0, "step", 17, 0.4)
-    assert "held Python's lock, in step" in found.text and found.facts == {"a": 1}
+    assert "held Python's lock, in step (step 17)" in found.text and found.facts == {"a": 1}
     assert (tmp_path / found.stacks).read_text() in done.stderr
 
 
@@ -130,6 +135,53 @@ def test_a_loader_that_does_not_answer_is_named(tmp_path, text, monkeypatch):
         str(caught.value),
     )
     assert not (tmp_path / "runs" / "run" / FILE).exists()
+
+
+STUCK_TRAINER = """
+import dataclasses, sys, time
+from pathlib import Path
+from pretended import a_config, pretended, trained
+from jaxpipe.checkpoint import Checkpoints
+from jaxpipe.config import WatchConfig
+from jaxpipe.replicas import Replicas
+
+engine, calls, save = pretended(), [], Checkpoints.save
+def wait(what):  # longer than a step may take
+    calls.append(what)
+    time.sleep(1.0)
+def slow_save(*arguments, **options):
+    wait("save")
+    save(*arguments, **options)
+Checkpoints.save = slow_save
+Replicas.check = lambda self, state: wait("check")
+
+def train_batch(state, batch):
+    step = int(state["step"]) + 1
+    if step == 1:
+        wait("compile")
+    while step == 3:
+        assert calls == ["compile", "check", "save"], calls
+    return engine.train_batch(state, batch)
+
+config = a_config(Path(sys.argv[1]), check_interval=2)
+config = dataclasses.replace(config, watch=WatchConfig(step=0.8))
+trained(config, engine._replace(train_batch=train_batch))
+"""
+
+
+def test_a_training_step_that_does_not_end_ends_the_run(tmp_path, text):
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    command = [sys.executable, "-c", STUCK_TRAINER, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "this process does not go on: 0.8 s in step (step 3)" in done.stderr
+    folder = tmp_path / "runs" / "run"
+    hang = json.loads((folder / FILE).read_text())
+    assert (hang["process"], hang["section"], hang["step"]) == (0, "step", 3)
+    stacks = (folder / hang["stacks"]).read_text()
+    assert stacks in done.stderr and "in train_batch" in stacks and "steps.py" in stacks
+    assert saved_steps(a_config(tmp_path)) == [2]
 
 
 def test_batches_that_are_waited_for_are_the_same_and_so_are_their_errors():

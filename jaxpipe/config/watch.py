@@ -24,13 +24,19 @@ class WatchConfig:
     """Any other step."""
     evaluation: float | None = 3600.0
     """An evaluation, with compilation."""
+    check: float | None = 3600.0
+    """A comparison of what devices hold alike, with compilation."""
     restore: float | None = 3600.0
     """Reading a checkpoint."""
     save: float | None = 3600.0
     """The wait until a checkpoint can be written, or the last one is; its writing goes on beside
     the steps."""
+    timeline: float | None = 3600.0
+    """The steps that are measured when all is saved, with compilation."""
 
-    FREE = ("start", "compile", "data", "step", "evaluation", "restore", "save")
+    FREE = (
+        "start", "compile", "data", "step", "evaluation", "check", "restore", "save", "timeline",
+    )  # fmt: skip
 
     @property
     def limits(self) -> dict[str, float | None]:

@@ -13,10 +13,12 @@ _WORDS = {
     "data": "waiting for data",
     "step": "running",
     "evaluation": "evaluating",
+    "check": "comparing copies",
     "restore": "reading a checkpoint",
     "save": "writing a checkpoint",
     "timeline": "measuring a step",
 }
+_AFTER = ("evaluation", "check", "save", "restore", "timeline")
 
 
 def in_words(section: Section) -> str:
@@ -28,7 +30,7 @@ def in_words(section: Section) -> str:
     words = _WORDS.get(section.name, section.name)
     if section.step is None:
         return words
-    after = " after" if section.name in ("evaluation", "save", "restore", "timeline") else ""
+    after = " after" if section.name in _AFTER else ""
     return f"{words}{after} step {section.step}"
 
 

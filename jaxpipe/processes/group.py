@@ -17,16 +17,24 @@ class Processes:
     Attributes:
       index: of this process, from 0.
       count: how many there are.
+      heartbeat: seconds of silence after which the others end; None if there are none.
     """
 
-    def __init__(self, member: Member | None = None, patience: float = 300.0) -> None:
+    def __init__(
+        self,
+        member: Member | None = None,
+        patience: float = 300.0,
+        heartbeat: float | None = None,
+    ) -> None:
         """The group that a member belongs to; without one, a group of one.
 
         Args:
           member: this process.
           patience: seconds to wait for others where all have to come.
+          heartbeat: see above.
         """
-        self._member, self._patience, self._compared = member, patience, 0
+        self._member, self._patience, self._exchanged = member, patience, 0
+        self.heartbeat = heartbeat
         self.index = 0 if member is None else member.place.index
         self.count = 1 if member is None else member.place.count
 
@@ -52,6 +60,11 @@ class Processes:
         """Whether this is the process that prints and writes files."""
         return self.index == 0
 
+    @property
+    def ending(self) -> bool:
+        """Whether this process is about to end because it, or another one, has to."""
+        return self._member is not None and self._member.ending
+
     def share(self, num_devices: int) -> int:
         """How many of all devices are this process's.
 
@@ -66,6 +79,21 @@ class Processes:
             )
         return num_devices // self.count
 
+    def exchange(self, value: Any, what: str, patience: float | None = None) -> list[Any]:
+        """What each process says, in their order; waits for all, and all call it together.
+
+        Args:
+          value: this process's, which JSON can hold; all of them together 4 MB at most.
+          what: that whoever does not come did not do; all end then, and it is named.
+          patience: seconds to wait, if not as many as usual.
+        """
+        if self._member is None:
+            return [value]
+        self._exchanged += 1
+        timeout = self._patience if patience is None else patience
+        why = f"did not {what} within {timeout:g} s"
+        return self._member.gather(f"exchange {self._exchanged}", value, timeout=timeout, why=why)
+
     def compare(self, facts: Mapping[str, str], patience: float | None = None) -> None:
         """Waits until all processes are here, and compares what each says; all call it together.
 
@@ -77,18 +105,8 @@ class Processes:
           ProcessError: they differ; says which process in what. What most processes have is
             expected, or else what process 0 has.
         """
-        if self._member is None:
-            return
-        self._compared += 1
         # A process that still reads its text, or makes its model, is late but not lost.
-        timeout = self._patience if patience is None else patience
-        everybody = self._member.gather(
-            f"compare {self._compared}",
-            dict(facts),
-            timeout=timeout,
-            why=f"did not come within {timeout:g} s to where the others wait",
-        )
-        found = differences(everybody)
+        found = differences(self.exchange(dict(facts), "come to where the others wait", patience))
         if found:
             lines = "\n  ".join(found)
             raise ProcessError(
@@ -108,14 +126,9 @@ class Processes:
         Raises:
           ProcessError: two processes read the same shard, for example.
         """
-        if self._member is None:
+        if self.count == 1:
             return
-        self._compared += 1
-        why = f"did not show its rows within {self._patience:g} s"
-        own = rows_of(rows, batches)
-        everybody = self._member.gather(
-            f"rows {self._compared}", own, timeout=self._patience, why=why
-        )
+        everybody = self.exchange(rows_of(rows, batches), "show its rows")
         if found := row_problems([Rows(*said) for said in everybody]):
             lines = "\n  ".join(first_few(found))
             raise ProcessError(

@@ -17,6 +17,7 @@ from jaxpipe.processes.stuck import listed
 from jaxpipe.processes.wire import Wire
 
 END = "end"
+_TO_END = 2.0  # seconds that a silent process has to end by itself
 
 
 class Hub:
@@ -68,19 +69,24 @@ class Hub:
         if index is None:
             wire.close()
             return
-        why, stuck = "its connection ended: it was killed, it crashed, or it left early", False
+        why = "its connection ended: it was killed, it crashed, or it left early"
         try:
             while (message := wire.receive()) is not None:
                 self._take(index, message)
         except TimeoutError:
-            why, stuck = f"it gave no sign of life for {self._timeout:g} s", True
+            self._fail(
+                index, LOST, f"is lost; it gave no sign of life for {self._timeout:g} s", stuck=True
+            )
+            # Once process 0 has gone JAX aborts those that are left: until then `wait_alone` gives
+            # this one the time to end by itself.
+            time.sleep(_TO_END)
         except (ProcessError, KeyError) as error:
             why = f"it is not understood: {error}"
         with self._lock:
             self._wires.pop(index, None)
         wire.close()
         if not self._over:
-            self._fail(index, LOST, f"is lost; {why}", stuck=stuck)
+            self._fail(index, LOST, f"is lost; {why}")
 
     def _welcome(self, wire: Wire) -> int | None:
         """The index of a process that may come in."""

@@ -70,6 +70,16 @@ class Place:
             return ipaddress.ip_address(host).is_loopback
         return host == "localhost"
 
+    @property
+    def hint(self) -> str:
+        """What may keep processes from finding each other, to follow a message."""
+        if not self.is_local:
+            return ""
+        return (
+            f" On other machines {self.address} means these themselves: where there are several,"
+            " give an address of process 0's that all can reach."
+        )
+
 
 @dataclass(frozen=True)
 class _Said:

@@ -90,6 +90,11 @@ class Member:
             self._news.wait_for(lambda: _STOP in self._gathered)
             return self._questions > max(self._gathered[_STOP])
 
+    @property
+    def ending(self) -> bool:
+        """Whether this process is about to end by itself, or with another one."""
+        return self._ending
+
     def leave(self) -> None:
         """Hangs up; all have said that they are done."""
         self._left = True
@@ -210,6 +215,7 @@ def connect(
                 raise ProcessError(
                     f"process {place.index} of {place.count} cannot reach process 0 at"
                     f" {place.address}: {error}. Start process 0 there, or correct the address."
+                    f"{place.hint}"
                 ) from None
             time.sleep(0.1)
     try:

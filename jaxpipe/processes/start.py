@@ -54,9 +54,9 @@ def start_processes(
         return
     member, port = _join(place, launch)
     try:
-        why = f"did not come to {place.address} within {launch.start_timeout:g} s"
+        why = f"did not come to {place.address} within {launch.start_timeout:g} s.{place.hint}"
         ports = member.gather("start", port, timeout=launch.start_timeout, why=why)
-        processes = Processes(member, patience=launch.start_timeout)
+        processes = Processes(member, launch.start_timeout, launch.heartbeat_timeout)
         processes.compare(code_facts() | dict(facts or {}))
         _start_jax(place, ports[0], launch)
         yield processes

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class StepRecord:
             "flops": self.flops,
             "recomputes": self.recomputes,
             "hosts": self.hosts,
-            "measured": [_told(timeline) for timeline in self.measured],
+            "measured": [told(timeline) for timeline in self.measured],
         }
         path.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
@@ -128,19 +128,21 @@ class StepRecord:
                 Lockstep(**data["lockstep"]),
                 tuple(data["flops"]),
                 data["recomputes"],
-                tuple(_heard(timeline, schedule) for timeline in data["measured"]),
+                tuple(heard(timeline, schedule) for timeline in data["measured"]),
                 tuple(data["hosts"]),
             )
         except (OSError, ValueError, KeyError, TypeError, JaxpipeError):
             return None
 
 
-def _told(timeline: Timeline) -> dict[str, Any]:
+def told(timeline: Timeline) -> dict[str, Any]:
+    """A timeline as JSON can hold it."""
     spans = {str(a): (start, timeline.ends[a]) for a, start in timeline.starts.items()}
     return {"makespan": timeline.makespan, "bubble": timeline.bubble_fraction, "spans": spans}
 
 
-def _heard(data: dict[str, Any], schedule: Schedule) -> Timeline:
+def heard(data: Mapping[str, Any], schedule: Schedule) -> Timeline:
+    """The timeline, of that schedule, that `told` has told."""
     spans: dict[str, Sequence[float]] = data["spans"]
     starts = {parse_action(name): begin for name, (begin, _) in spans.items()}
     ends = {parse_action(name): end for name, (_, end) in spans.items()}

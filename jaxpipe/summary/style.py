@@ -72,6 +72,7 @@ SECTIONS = {
     "start": ("start", "#8a6fc9"),
     "data": ("waiting for data", "#b82a00"),
     "evaluation": ("evaluation", "#0a8f80"),
+    "check": ("comparing copies", "#7d5a3c"),
     "save": ("writing checkpoints", "#5f9e3a"),
     "restore": ("reading checkpoints", "#c4679f"),
     "timeline": ("measuring a step", "#6b7a90"),

@@ -63,7 +63,7 @@ def train_recorded(
     """The loop, with records that are kept already."""
     config, own = folder.config, (sinks or {}) if processes.is_first else None
     with records.sections.enter("start"):
-        plan = planned(engine, config, dataset, records)
+        plan = planned(engine, config, dataset, records, processes)
         crashes = opened(engine, folder, dataset, plan, records, processes)
     guard = Watchdog(
         records.sections,

@@ -43,8 +43,10 @@ class Plan(NamedTuple):
     step: StepRecord
 
 
-def planned(engine: Engine, config: Config, dataset: Dataset, records: Records) -> Plan:
-    """The plan, which is said, too.
+def planned(
+    engine: Engine, config: Config, dataset: Dataset, records: Records, processes: Processes
+) -> Plan:
+    """The plan, which is said, too; all processes call it together.
 
     Raises:
       DataError: none of the targets that are held out counts.
@@ -63,7 +65,7 @@ def planned(engine: Engine, config: Config, dataset: Dataset, records: Records) 
         records.note(f"compiler options: {shown}\n")
     said = about(engine, config, partition, dataset)
     work = step_work(engine, config, batches[1])
-    step = step_record(engine, config, partition)
+    step = step_record(engine, config, partition, processes)
     return Plan(batches, held_out, bigram_loss, partition, said, work, step)
 
 

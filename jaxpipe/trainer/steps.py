@@ -82,7 +82,7 @@ class Steps:
                 loss = self._held_out["loss"]
         saves = self._stop or self._is_last or self._due(trainer.checkpoint_interval)
         if trainer.check_interval and (saves or self._due(trainer.check_interval)):
-            with self._parts.records.sections.enter("step", self._step), self._report.paused():
+            with self._parts.records.sections.enter("check", self._step), self._report.paused():
                 self._replicas.check(self._state)
         if saves:
             self._save(loss)
@@ -159,13 +159,13 @@ class Steps:
     def _measure(self) -> None:
         """Measures, for the run's summary, a step on the state that no one needs any more."""
         parts = self._parts
-        if not parts.folder.config.metrics.timeline or parts.processes.count > 1:
+        if not parts.folder.config.metrics.timeline:
             return
         with parts.records.sections.enter("timeline", self._step):
             try:
                 batch = parts.plan.batches[1]
-                found = measured(parts.plan.step, parts.engine, self._state, batch)
-            except (JaxpipeError, RuntimeError, ValueError, OSError) as error:
+                found = measured(parts.plan.step, parts.engine, self._state, batch, parts.processes)
+            except JaxpipeError as error:
                 parts.records.note(f"no measured timeline: {error}")
                 return
             parts.records.keep_step(found)

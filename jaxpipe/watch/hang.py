@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxpipe.watch.stacks import BY_THE_CLOCK
 from jaxpipe.watch.whereabouts import left_behind
 
 FILE = "hang.json"
 FOLDER = "watch"  # in the folder of a run: stacks, and whereabouts while it goes on
-_BY_FAULTHANDLER = b"Timeout ("  # what its timer writes first
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def last_hang(folder: Path) -> Hang | None:
     """How the last start hung, if it did; clears its traces. For one process, before it watches.
 
     A process that held Python's lock could not write anything but its stacks: what it did then is
-    in the file that said so.
+    in the file that said so, where nothing has made that `hang.json` yet.
 
     Args:
       folder: of the run.
@@ -74,10 +74,8 @@ def last_hang(folder: Path) -> Hang | None:
     for words in left_behind(folder / FOLDER):
         with contextlib.suppress(OSError, KeyError, TypeError):
             written = (folder / words["stacks"]).read_bytes()[words.pop("stacks_before") :]
-            if found is None and written.startswith(_BY_FAULTHANDLER):
-                text = f"process {words['process']} did not go on, and held Python's lock, in"
-                text += f" {words['section']}"
-                found = Hang(**words | {"text": text, "seconds": words["limit"]})
+            if found is None and written.startswith(BY_THE_CLOCK.encode()):
+                found = Hang(**words)
     with contextlib.suppress(OSError):
         (folder / FILE).unlink()
     return found
@@ -85,5 +83,6 @@ def last_hang(folder: Path) -> Hang | None:
 
 def _read(path: Path) -> Hang | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Hang(**json.loads(path.read_text(encoding="utf-8")))
+        words = json.loads(path.read_text(encoding="utf-8"))
+        return Hang(**{name: word for name, word in words.items() if name != "stacks_before"})
     return None

@@ -3,10 +3,13 @@
 Two clocks run beside the main thread. A thread of Python's looks every now and then; it can say
 what was going on and tell the other processes. Where some thread never lets go of Python's lock, it
 cannot run: faulthandler's thread, in C, then writes the stacks and ends the process a little later.
+Among several processes it does so as soon as the others find this one silent: they end then, and
+without process 0 JAX would abort this one.
 """
 
 import contextlib
 import faulthandler
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -16,12 +19,13 @@ from typing import Any, NamedTuple
 from jaxpipe.processes import ALONE, Processes
 from jaxpipe.processes.stuck import Doing, Stuck
 from jaxpipe.sections import Section, Sections
-from jaxpipe.watch.hang import FOLDER, Hang, stacks_file
+from jaxpipe.watch.hang import FILE, FOLDER, Hang, stacks_file
 from jaxpipe.watch.stacks import Stacks
-from jaxpipe.watch.whereabouts import Whereabouts, last_written, now
+from jaxpipe.watch.whereabouts import Whereabouts, last_written, now, whereabouts_file
 
 _GRACE = 5.0  # seconds that C's clock leaves to Python's
 _SPARE = 0.05  # share of a time-out by which C's clock may be late, and is not set anew for that
+_SILENT = 1.5  # seconds that C's clock leaves to the others, who notice silence too
 _LOOKS = 20  # that the shortest time-out is divided by
 _SELDOM, _OFTEN = 1.0, 0.02  # seconds between two looks
 
@@ -83,6 +87,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         self._over, self._guard = threading.Event(), threading.Lock()
         self._setting = threading.Lock()  # of C's clock
         self._end: float | None = None  # when it ends the process, of time.monotonic
+        self._silence = processes.heartbeat
+        self._heard = -math.inf  # when it was last set anew because Python runs
         looks = min(self._limits.values(), default=_SELDOM) / _LOOKS
         self._interval = max(_OFTEN, min(_SELDOM, looks))
 
@@ -90,7 +96,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         (self._folder / FOLDER).mkdir(exist_ok=True)
         path = self._folder / stacks_file(self._index)
         before = path.stat().st_size if path.exists() else 0
-        self._stacks = Stacks(path)
+        whereabouts = whereabouts_file(self._folder / FOLDER, self._index)
+        self._stacks = Stacks(path, whereabouts, self._folder / FILE)
         fixed = dict(
             process=self._index, stacks=stacks_file(self._index), stacks_before=before,
             facts=self._facts,
@@ -109,8 +116,9 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
 
     def __exit__(self, *_: object) -> None:
         with self._guard:  # not while it ends everything
-            self._set_clock(None)
             self._over.set()
+            with self._setting:
+                faulthandler.cancel_dump_traceback_later()
         self._thread.join()
         if self._enabled:
             faulthandler.disable()
@@ -177,15 +185,30 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         with self._setting:
             if self._over.is_set():
                 return
-            self._end = None
-            faulthandler.cancel_dump_traceback_later()
-            if watched is not None:
-                self._end = watched.end + watched.spare
-                seconds = max(_OFTEN, self._end - time.monotonic())
-                faulthandler.dump_traceback_later(seconds, exit=True, file=self._stacks.file)
+            self._end = None if watched is None else watched.end + watched.spare
+            self._arm()
+
+    def _arm(self) -> None:
+        """Sets C's clock to what comes first: the section's end, or too long a silence."""
+        self._heard = heard = time.monotonic()
+        faulthandler.cancel_dump_traceback_later()
+        silent = math.inf if self._silence is None else heard + self._silence + _SILENT
+        end = silent if self._end is None else min(silent, self._end)
+        if end < math.inf:
+            seconds = max(_OFTEN, end - heard)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=self._stacks.file)
+
+    def _say_it_runs(self) -> None:
+        """Lets C's clock know that Python does."""
+        if self._silence is not None and time.monotonic() >= self._heard + _SELDOM:
+            with self._setting:
+                # As the process ends, that clock has something else to see to.
+                if not (self._over.is_set() or self._processes.ending):
+                    self._arm()
 
     def _look(self) -> None:
         while not self._over.wait(self._interval):
+            self._say_it_runs()
             watched, end = self._watched, self._end
             if watched is None:
                 if end is not None:

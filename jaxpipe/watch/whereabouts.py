@@ -1,7 +1,8 @@
 """A small file that says what a process is doing, for whoever comes after it.
 
 A process that holds Python's lock for ever cannot write down where; so each section is written down
-when it begins. The file goes when the process leaves; where it stays, the process did not.
+when it begins, as `hang.json` would have it. The file goes when the process leaves; where it stays,
+the process did not.
 """
 
 import contextlib
@@ -29,12 +30,16 @@ class Whereabouts:
     """
 
     def __init__(self, folder: Path, process: int, fixed: Mapping[str, Any]) -> None:
-        self._path, self._fixed = folder / f"{process}{SUFFIX}", dict(fixed)
+        self._path, self._fixed = whereabouts_file(folder, process), dict(fixed)
+        self._lost = f"process {process} did not go on, and held Python's lock, in"
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def write(self, section: Section, limit: float | None) -> None:
         """Replaces what it says; a full disk keeps nobody from working."""
-        facts = self._fixed | dict(section=section.name, step=section.step, limit=limit, time=now())
+        facts = self._fixed | dict(
+            section=section.name, step=section.step, limit=limit, seconds=limit, time=now(),
+            text=f"{self._lost} {section}",
+        )  # fmt: skip
         data = json.dumps(facts).encode()[: _SIZE - 1].ljust(_SIZE - 1) + b"\n"
         with contextlib.suppress(OSError):
             os.pwrite(self._file, data, 0)
@@ -46,10 +51,15 @@ class Whereabouts:
             self._path.unlink()
 
 
+def whereabouts_file(folder: Path, process: int) -> Path:
+    """The file of a process, in the folder of these files."""
+    return folder / f"{process}{SUFFIX}"
+
+
 def last_written(folder: Path, process: int) -> Doing | None:
     """What the file of a process says, if there is one that this machine can see."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        words = json.loads((folder / f"{process}{SUFFIX}").read_text(encoding="utf-8"))
+        words = json.loads(whereabouts_file(folder, process).read_text(encoding="utf-8"))
         since = datetime.fromisoformat(words["time"])
         seconds = max(0.0, (datetime.now(UTC) - since).total_seconds())
         return Doing(words["section"], words["step"], seconds)

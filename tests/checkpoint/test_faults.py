@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -44,6 +45,8 @@ def test_whatever_moment_a_process_is_killed_at_no_finished_checkpoint_is_lost(p
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "none lost" in done.stdout
+    cut = re.search(r"(\d+) of them in the middle of a save", done.stdout)
+    assert cut and int(cut[1]) > 0, done.stdout
     print(done.stdout)
 
 
