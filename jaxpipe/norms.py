@@ -114,8 +114,8 @@ def _all_axes(layout: Layout) -> list[str]:
 def _sum_in_order(values: jax.Array, over: Sequence[str]) -> jax.Array:
     """The sum over devices, to the bit the same however they are spread over processes.
 
-    In which order `psum` adds is the affair of whoever carries it out: XLA within a process, Gloo or
-    NCCL between them.
+    In which order `psum` adds is the affair of whoever carries it out: XLA within a process, Gloo
+    or NCCL between them.
     """
     return jnp.sum(lax.all_gather(values, tuple(over)), axis=0) if over else values
 

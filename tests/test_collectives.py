@@ -156,10 +156,8 @@ def test_data_ranks_meet_once_a_step(zero: str, schedule: str):
     scalars = {sort: n for sort, n in others.items() if sort not in permutes}
     norm = ("pipe",) if zero == "0" else ("data", "pipe")
     totals = Meeting(False, "all-reduce", ("data", "pipe"))
-    want = {totals: (1, 2)}  # loss and weight
-    count, total = want.get(Meeting(False, "all-reduce", norm), (0, 0))
-    want[Meeting(False, "all-reduce", norm)] = (count + 1, total + 1)
-    assert scalars == want
+    # Loss and weight; and each device's square, for the norm.
+    assert scalars == {totals: (1, 2), Meeting(False, "all-gather", norm): (1, 2 ** len(norm))}
 
 
 @pytest.mark.parametrize("zero", ["2 per use", "3 per use"])
@@ -182,7 +180,7 @@ def test_data_ranks_meet_at_each_use_where_they_are_asked_to(zero: str):
 def test_tensor_ranks_meet_only_where_layers_say():
     found = meetings(step("1", tensor=2), tensor=2)
     over_tensor = {sort: n[0] for sort, n in found.items() if "tensor" in sort.axes}
-    norm = Meeting(False, "all-reduce", ("data", "pipe", "tensor"))
+    norm = Meeting(False, "all-gather", ("data", "pipe", "tensor"))
     assert over_tensor.pop(norm) == 1
     assert set(over_tensor) == {Meeting(True, "all-reduce", ("tensor",))}
     over_data = {sort: n for sort, n in found.items() if sort.axes == ("data",)}
