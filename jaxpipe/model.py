@@ -149,8 +149,8 @@ class PipelineModule:
 
     def init_kind(self, layer: Layer, outline: Outline) -> Hashable:
         """Equal for layers whose fresh parameters are the same function of their keys."""
-        given = outline.inputs[layer.index], layer.side_inputs(outline.batch)
-        return layer.kind, signature(given)
+        takes = outline.inputs[layer.index], layer.side_inputs(outline.batch)
+        return layer.kind, layer.recipe, signature(takes)
 
     def init_layer(self, layer: Layer, outline: Outline, key: jax.Array) -> PyTree:
         """Fresh parameters of one layer from its own key."""

@@ -78,6 +78,25 @@ def test_a_ready_nnx_module_keeps_its_values():
     same(ready.kernel[...], want["kernel"])  # no tracer, no other value has got in
 
 
+def test_nnx_layers_that_run_alike_may_start_unlike():
+    class Scale(nnx.Module):
+        def __init__(self, start: float):
+            self.scale = nnx.Param(jnp.full(WIDTH, start))
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.scale
+
+    ready = [nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(seed)) for seed in (7, 8)]
+    scales = [jp.LayerSpec(Scale, 3.0), jp.LayerSpec(Scale, 5.0)]
+    for layers, leaf in ((scales, "scale"), (ready, "kernel")):
+        model = jp.PipelineModule([*layers, lambda x: x[:, :3]], mean_loss)
+        want = [3.0, 5.0] if layers is scales else [one.kernel[0, 0] for one in ready]
+        engine = jp.initialize(model, mesh=jp.make_mesh(pipe=2), num_microbatches=2)
+        batch, key = vectors(4), jax.random.key(5)
+        for made in (model.init(key, batch), engine.logical(engine.init(key, batch).params)):
+            assert [tree[leaf].reshape(-1)[0] for tree in made.values() if tree] == want
+
+
 def test_functions_with_arguments():
     y, params = run([jp.LayerSpec(jnp.clip, -0.5, max=0.25), jnp.negative, lambda x: x + 1], X)
     same(y, 1 - jnp.clip(X, -0.5, 0.25))

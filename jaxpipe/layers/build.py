@@ -11,7 +11,7 @@ from flax import nnx
 from jaxpipe.errors import LayerError
 from jaxpipe.layers import from_function, from_linen, from_nnx
 from jaxpipe.layers.call import parameters_of
-from jaxpipe.layers.layer import Layer
+from jaxpipe.layers.layer import Identity, Layer, hashable
 from jaxpipe.layers.spec import FunctionLayer, LayerSpec, TiedLayerSpec
 
 LayerLike = LayerSpec | FunctionLayer | nn.Module | nnx.Module | Callable[..., Any]
@@ -55,8 +55,8 @@ def build_layers(written: LayerLike | Sequence[LayerLike]) -> tuple[Layer, ...]:
         kind = (parts.pop("kind"), settings["batch_inputs"], frozen)
         layers.append(
             Layer(
-                index=index, name=name, owner=owner, kind=kind, frozen=frozen,
-                batch_inputs=tuple(settings["batch_inputs"]), **parts,
+                index=index, name=name, owner=owner, kind=kind, recipe=parts.pop("recipe", None),
+                frozen=frozen, batch_inputs=tuple(settings["batch_inputs"]), **parts,
             )
         )  # fmt: skip
     return tuple(_share_frozen(layers))
@@ -80,7 +80,7 @@ def _adapt(index: int, item: _Item) -> dict[str, Any]:
             return from_linen.adapt(written, None, spreads)
         if isinstance(written, nnx.Module):
             ready = written
-            return from_nnx.adapt(lambda key: ready, ready, None, spreads)
+            return from_nnx.adapt(lambda key: ready, Identity(ready), ready, None, spreads)
         if isinstance(written, FunctionLayer):
             return from_function.adapt(written, spreads=spreads)
         if callable(written) and not isinstance(written, type):
@@ -106,7 +106,9 @@ def _adapt_spec(
             rngs = {"rngs": nnx.Rngs(key)} if wants_rngs else {}
             return made(*args, **kwargs, **rngs)
 
-        return from_nnx.adapt(make, None, forward_fn, spreads)
+        values = [(name, hashable(value)) for name, value in sorted(kwargs.items())]
+        recipe = (made, tuple(map(hashable, args)), tuple(values))
+        return from_nnx.adapt(make, recipe, None, forward_fn, spreads)
     if isinstance(made, FunctionLayer):
         return from_function.adapt(made, args, kwargs, forward_fn)
     if isinstance(made, type):

@@ -1,7 +1,7 @@
 """Flax NNX modules as layers: split into a graph and its values at the border, merged inside."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxpipe.layers.layer import PyTree, SideInputs, hashable
 
 def adapt(
     make: Callable[[jax.Array], nnx.Module],
+    recipe: Hashable,
     ready: nnx.Module | None,
     forward_fn: Callable[..., Any] | None,
     spreads: bool,
@@ -30,6 +31,7 @@ def adapt(
 
     Args:
       make: `key -> module`, called under `jax.eval_shape` here and for real at init.
+      recipe: equal for equal `make`.
       ready: a module that was built already; its values are where init starts from.
       forward_fn: what to compute in place of the module's call, `(module, x) -> y`.
       spreads: whether tuples and dicts become arguments, as in `nnx.Sequential`.
@@ -70,8 +72,9 @@ def adapt(
     given = None if ready is None else nnx.to_pure_dict(params)
     said = said_by(module, forward_fn)
     return dict(
-        type_name=type_name, kind=kind, make=init, apply=apply, decode=decode, given=given, **said
-    )
+        type_name=type_name, kind=kind, recipe=recipe, make=init, apply=apply, decode=decode,
+        given=given, **said,
+    )  # fmt: skip
 
 
 def _seeded(randomness: nnx.State, key: jax.Array | None) -> nnx.State:

@@ -26,6 +26,8 @@ class Layer:
       name: unique in the model; the key of its parameters in every logical tree.
       type_name: the class or function it was made from; what `type:REGEX` matches.
       kind: equal for layers that run the same code; their stages share one compiled branch.
+      recipe: equal, beside `kind`, for layers whose fresh parameters are the same function of key
+        and input.
       make: `(key, x, side inputs) -> params`, some perhaps in Flax's boxes; `x` may be abstract
         inside `jax.eval_shape`.
       apply: `(params, x, side inputs, key or None, train) -> y`.
@@ -47,6 +49,7 @@ class Layer:
     name: str
     type_name: str
     kind: Hashable
+    recipe: Hashable
     make: Init
     apply: Apply
     decode: Decode
