@@ -122,4 +122,5 @@ class _Alike:
         made = jaxprs.initial_values(self._traced, [key])
         [value] = jaxprs.evaluate(jaxprs.needed(jaxpr.eqns, [leaf]), made, [leaf])
         value = value if cut.is_whole else own_piece(value, cut)
+        value = value.reshape(self._layout.shape_of(self._index))
         return value.astype(self._layout.leaves[self._index].dtype)
