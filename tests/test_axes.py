@@ -70,15 +70,20 @@ def every_case() -> list[Case]:
 
 
 COVERING = covering(every_case())
-# Enough that each value of each setting occurs.
-FEW = [
-    Case((2, 2, 2), "0", "interleaved", "gpt"),
+# Both networks, with and without tied and cut layers; two stages of ZeRO, per step and per use.
+USUAL = [
+    Case((2, 2, 2), "2 per use", "interleaved", "gpt"),
+    Case((2, 2, 2), "3", "zb-h1", "llama tied, cut in time"),
+]
+# With these, enough that each value of each setting occurs.
+MORE = [
+    Case((2, 2, 2), "0", "1f1b", "gpt"),
     Case((2, 2, 2), "1", "zb-h1", "gpt tied"),
     Case((1, 2, 4), "2", "1f1b", "llama"),
-    Case((2, 2, 2), "2 per use", "1f1b", "gpt"),
-    Case((2, 2, 2), "3", "zb-h1", "llama tied, cut in time"),
     Case((2, 2, 2), "3 per use", "1f1b", "gpt cut in time"),
 ]
+FEW = [*USUAL, *MORE]
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in MORE]
 pytestmark = pytest.mark.timeout(900)  # five programs for eight devices each
 
 
@@ -135,7 +140,7 @@ def check(case: Case) -> None:
     assert largest_error(engine.predict(state, batch), outputs) < 1e-5
 
 
-@pytest.mark.parametrize("case", FEW, ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", [*USUAL, *SLOW], ids=lambda c: "-".join(map(str, c)))
 def test_runs_are_those_of_one_device(case: Case):
     check(case)
 

@@ -91,22 +91,25 @@ def run_on(case: Case, decoder: Decoder, calls: int, how: Sampling) -> np.ndarra
     return np.concatenate(found, axis=1)
 
 
-CASES = {
-    "gpt": (gpt(GPT), dict(pipe=1), (1, 2, 2)),
+USUAL: dict[str, Any] = {
     "tied gpt, 2 ranks of 2": (
         gpt(dataclasses.replace(GPT, tied=True)), dict(pipe=2, tensor=2), (2, 1, 2)
     ),
-    "llama, 4 ranks": (llama(LLAMA), dict(pipe=4), (4, 1, 1)),
     "tied llama, 2 chunks": (
         llama(dataclasses.replace(LLAMA, tied=True)),
         dict(pipe=2, data=2, schedule="interleaved"), (2, 1, 2),
     ),
 }  # fmt: skip
+MORE: dict[str, Any] = {
+    "gpt": (gpt(GPT), dict(pipe=1), (1, 2, 2)),
+    "llama, 4 ranks": (llama(LLAMA), dict(pipe=4), (4, 1, 1)),
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MORE]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*USUAL, *SLOW])
 def test_logits_are_those_of_the_whole_text(name: str):
-    layers, options, (groups, rows, pieces) = CASES[name]
+    layers, options, (groups, rows, pieces) = (USUAL | MORE)[name]
     count = groups * rows * options.get("data", 1)
     case = case_of(layers, max(4, count), **options)
     decoder = case.engine.decoder(num_microbatches=groups, rows=rows, capacity=13)
@@ -116,9 +119,10 @@ def test_logits_are_those_of_the_whole_text(name: str):
 def test_what_is_drawn_does_not_depend_on_stages_and_microbatches():
     alone = case_of(gpt(GPT), 6)
     spread = case_of(gpt(GPT), 6, pipe=2)
+    whole = alone.engine.decoder(num_microbatches=1, rows=6, capacity=12)
+    decoder = spread.engine.decoder(num_microbatches=3, rows=2, capacity=12)
     for how in (GREEDY, Sampling(0.9, top_p=0.8, seed=3)):
-        want = run_on(alone, alone.engine.decoder(num_microbatches=1, rows=6, capacity=12), 2, how)
-        decoder = spread.engine.decoder(num_microbatches=3, rows=2, capacity=12)
+        want = run_on(alone, whole, 2, how)
         np.testing.assert_array_equal(run_on(spread, decoder, 2, how), want)
     other = dataclasses.replace(how, seed=4)
     assert (run_on(spread, decoder, 2, other) != want).any()

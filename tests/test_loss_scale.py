@@ -46,7 +46,9 @@ def values(state: jp.TrainState) -> Any:
     return jax.tree.map(np.asarray, (state.params, state.opt_state))
 
 
-@pytest.mark.parametrize("schedule, zero", [("1f1b", 2), ("zb-h1", 0)])
+@pytest.mark.parametrize(
+    ("schedule", "zero"), [("1f1b", 2), pytest.param("zb-h1", 0, marks=pytest.mark.slow)]
+)
 def test_an_overflow_on_one_rank_skips_the_step_on_all(schedule: str, zero: int):
     run = engine(schedule=schedule, zero=zero, loss_scale=jp.LossScale(initial=64))
     state = run.init(jax.random.key(0), batch())

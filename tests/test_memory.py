@@ -36,7 +36,7 @@ def batch_of(data: int = 1):
     ("mesh", "settings"),
     [
         ((2, 1, 1), dict(schedule="1f1b")),
-        ((2, 1, 1), dict(schedule="zb-h1")),
+        pytest.param((2, 1, 1), dict(schedule="zb-h1"), marks=pytest.mark.slow),
         pytest.param((4, 1, 1), dict(schedule="1f1b", remat="full"), marks=pytest.mark.slow),
         pytest.param((2, 2, 1), dict(schedule="1f1b", zero=1), marks=pytest.mark.slow),
         pytest.param((2, 2, 1), dict(schedule="1f1b", zero=3), marks=pytest.mark.slow),

@@ -61,7 +61,7 @@ def reference(params: Any, images: jax.Array) -> jax.Array:
 
 def test_logits_and_gradients_are_those_of_stock_parts():
     model = model_of()
-    params = moved(model.init(jax.random.key(0), BATCH))
+    params = moved(jax.jit(model.init)(jax.random.key(0), BATCH))
     assert params["00_Patches"]["position"].shape == (7, 16)  # 2 x 3 patches and the class
 
     def loss(logits: Any, params: Any) -> jax.Array:
@@ -81,9 +81,10 @@ def test_a_pipeline_with_tensor_ranks_gives_its_gradients_loss_and_accuracy():
     params = engine.logical(state.params)
     loss, grads = engine.value_and_grad(state.params, BATCH)
     want_loss, want = jax.jit(jax.value_and_grad(model.loss))(params, BATCH)
+    logits = jax.jit(model.apply)(params, BATCH)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     assert largest_error(engine.logical(grads), want) < 1e-6
-    hits = np.argmax(model.apply(params, BATCH), axis=-1) == BATCH["targets"]
+    hits = np.argmax(logits, axis=-1) == BATCH["targets"]
     found = jax.device_get(engine.eval_batch(state, BATCH))
     weights = BATCH["weights"]
     expected = dict(loss=want_loss, weight=5.0, accuracy=(hits * weights).sum() / weights.sum())
@@ -97,13 +98,13 @@ def test_the_mean_of_patches_pixels_and_half_precision():
     x, side = jnp.asarray(pixels), {}
     grey = jnp.asarray(pixels[..., None] / 255, jnp.float32)
     for layer in layers:
-        params = layer.init(jax.random.key(0), x, side)
+        params = jax.jit(layer.init)(jax.random.key(0), x, side)
+        apply = jax.jit(lambda params, x, layer=layer: layer.apply(params, x, side, None, False))
         if layer.index == 0:
             assert params["position"].shape == (4, 16) and "class_token" not in params
-            same = layer.apply(params, grey, side, None, False)
-            np.testing.assert_allclose(layer.apply(params, x, side, None, False), same, atol=1e-7)
+            np.testing.assert_allclose(apply(params, x), apply(params, grey), atol=1e-7)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-        x = layer.apply(params, x, side, None, False)
+        x = apply(params, x)
         assert x.dtype == jnp.bfloat16
     assert x.shape == (2, 5)
 

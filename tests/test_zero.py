@@ -30,12 +30,12 @@ class Case(NamedTuple):
 
 CASES = [
     Case("1", "unlike", 2, 3, "zb-h1"),
-    Case("2 per use", "unlike", 2, 3, "zb-h1"),
-    Case("3", "unlike", 2, 3, "zb-h1"),
-    Case("3 per use", "unlike", 2, 3, "1f1b"),
     Case("3 per use", "dicts", 2, 2, "1f1b-eager"),
 ]
 MORE = [
+    Case("2 per use", "unlike", 2, 3, "zb-h1"),
+    Case("3", "unlike", 2, 3, "zb-h1"),
+    Case("3 per use", "unlike", 2, 3, "1f1b"),
     Case("1", "linen", 2, 2, "1f1b"),
     Case("1", "tied", 2, 4, "zb-h1"),
     Case("2", "unlike", 4, 2, "interleaved"),
