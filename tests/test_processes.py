@@ -293,7 +293,7 @@ def training(tmp_path) -> list[object]:
         data=dict(path=str(text), pattern="*.py", held_out_fraction=0.3, sequence_length=16),
         optimizer=dict(warmup_steps=10),
         pipeline=dict(ranks=2, data=2, microbatches=2),
-        trainer=dict(steps=400, log_interval=50, eval_batches=2, checkpoint_interval=200),
+        trainer=dict(steps=120, log_interval=15, eval_batches=2, checkpoint_interval=60),
         run=dict(directory=str(tmp_path / "runs")),
     )
     (tmp_path / "config.yaml").write_text(json.dumps(config))
@@ -313,7 +313,7 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
     alone = run(1, [*training, "--run.name", "alone"])
     assert alone.codes() == [0], alone.everything()
     both = run(2, [*training, "--run.name", "both"])
-    both.wait_for("step   1/400")
+    both.wait_for("step   1/120")
     both.processes[1].send_signal(signal.SIGTERM)
     asked = time.monotonic()
     assert both.codes(within=60) == [0, 0], both.everything()
@@ -333,7 +333,7 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
     assert {"checkpoints", "config", "env", "events", "history", "metrics", "summary"} <= files
     for index in range(2):  # each process has its log, also those that print nothing
         log = (tmp_path / "runs" / "both" / "log" / f"host_{index}.txt").read_text()
-        assert "resuming from step" in log and "step 400  held-out loss" in log
+        assert "resuming from step" in log and "step 120  held-out loss" in log
     assert not {"hang", "watch", "crashes"} & files
     # Each process has timed one rank, and they have put that together.
     step = StepRecord.read(tmp_path / "runs" / "both" / "timeline.json")
