@@ -212,7 +212,7 @@ def test_timeline_draws_measured_beside_simulated(tmp_path):
 
 
 TINY = """
-model: {layers: 2, width: 16, heads: 2}
+model: {layers: 1, width: 16, heads: 2}
 data: {path: text, pattern: '*.py', sequence_length: 16, held_out_fraction: 0.5}
 optimizer: {warmup_steps: 1}
 pipeline: {ranks: 2, microbatches: 2, schedule: zb-h1}

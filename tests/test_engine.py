@@ -29,6 +29,10 @@ def engine() -> jp.Engine:
     )
 
 
+plain_init = jax.jit(functools.partial(MODEL.init, batch=BATCH))
+plain_loss = jax.jit(MODEL.loss)
+
+
 @functools.cache
 def fresh() -> Any:
     state = engine().init(KEY, BATCH)
@@ -53,7 +57,7 @@ def same(got: Any, want: Any) -> None:
 
 def test_init_makes_the_models_own_parameters():
     params, state = fresh()
-    assert largest_error(params, MODEL.init(KEY, BATCH)) < 1e-6
+    assert largest_error(params, plain_init(KEY)) < 1e-6
     assert int(state.step) == 0 and state.step.dtype == jnp.int32
     other = params_of(engine().init(jax.random.key(1), BATCH))
     assert largest_error(other, params) > 0.1
@@ -93,7 +97,7 @@ def test_place_is_the_way_back_from_logical():
         np.testing.assert_array_equal(a, b)
         assert a.sharding == b.sharding
     same(engine().logical(placed), params)
-    doubled = engine().place(jax.tree.map(lambda x: 2 * x, MODEL.init(KEY, BATCH)))
+    doubled = engine().place(jax.tree.map(lambda x: 2 * x, plain_init(KEY)))
     assert largest_error(engine().logical(doubled), jax.tree.map(lambda x: 2 * x, params)) < 1e-6
 
 
@@ -111,7 +115,7 @@ def test_train_batch_takes_its_state_and_gives_a_new_one():
         loss="float32", weight="float32", grad_norm="float32", skipped="int32"
     )
     np.testing.assert_allclose(metrics["weight"], BATCH["weights"].sum(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], MODEL.loss(fresh()[0], BATCH), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], plain_loss(fresh()[0], BATCH), rtol=1e-6)
     again, same_metrics = engine().train_batch(to_donate(), BATCH)
     same(params_of(again), params_of(new))
     same(same_metrics, metrics)
@@ -125,7 +129,7 @@ def test_training_learns_and_evaluation_sees_it():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
     metrics = engine().eval_batch(state, BATCH)
-    np.testing.assert_allclose(metrics["loss"], MODEL.loss(params_of(state), BATCH), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], plain_loss(params_of(state), BATCH), rtol=1e-5)
     np.testing.assert_allclose(metrics["weight"], BATCH["weights"].sum(), rtol=1e-6)
     want = jax.jit(MODEL.apply)(params_of(state), BATCH)
     outputs = engine().predict(state, BATCH)
@@ -162,7 +166,7 @@ def test_jax_arrays_and_numpy_arrays_are_alike():
 def test_batches_of_other_sizes_have_their_own_program():
     state, large = fresh()[1], vectors(16)
     metrics = engine().eval_batch(state, large)
-    np.testing.assert_allclose(metrics["loss"], MODEL.loss(fresh()[0], large), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], plain_loss(fresh()[0], large), rtol=1e-6)
     assert engine().predict(state, large).shape == (16, 3)
 
 
@@ -190,23 +194,26 @@ def mesh_of(*shape: int, names: tuple[str, ...]) -> Mesh:
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
+FUNCTIONS = functions(3)
+plain_gradients = jax.jit(jax.value_and_grad(FUNCTIONS.loss))
+
+
 @pytest.mark.parametrize(
     "mesh",
     [
         mesh_of(2, names=("pipe",)),
         mesh_of(2, 2, names=("data", "pipe")),
-        jp.make_mesh(pipe=2, tensor=2),
+        pytest.param(jp.make_mesh(pipe=2, tensor=2), marks=pytest.mark.slow),
         jp.make_mesh(pipe=2, devices=jax.devices()[::-1]),
     ],
     ids=["pipe alone", "data first", "tensor", "devices in another order"],
 )
 def test_any_mesh_with_a_pipe_axis_will_do(mesh: Mesh):
-    model = functions(3)
-    own = jp.initialize(model, mesh=mesh, num_microbatches=2)
+    own = jp.initialize(FUNCTIONS, mesh=mesh, num_microbatches=2)
     state = own.init(KEY, BATCH)
     params = own.logical(state.params)
     loss, grads = own.value_and_grad(state.params, BATCH)
-    want_loss, want = jax.jit(jax.value_and_grad(model.loss))(params, BATCH)
+    want_loss, want = plain_gradients(params, BATCH)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     assert largest_error(own.logical(grads), want) < 1e-6
 
@@ -271,7 +278,7 @@ def test_on_cpu_there_are_no_options_but_ones_own():
 
 def test_options_reach_xla_and_stay_out_of_ones_own_jit():
     other = jp.initialize(
-        MODEL, mesh=jp.make_mesh(pipe=2), num_microbatches=4,
+        functions(2), mesh=jp.make_mesh(pipe=2), num_microbatches=2,
         compiler_options=dict(xla_no_such_option=True),
     )  # fmt: skip
     params = other.init(KEY, BATCH).params

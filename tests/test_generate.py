@@ -18,6 +18,7 @@ from jaxpipe.cli.generate import Generate
 from jaxpipe.config import (
     Config,
     DataConfig,
+    MetricsConfig,
     ModelConfig,
     OptimizerConfig,
     PipelineConfig,
@@ -129,7 +130,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(40):
         (folder / f"m{i}.txt").write_text(f"def f{i}(x):\n    return x + {i**3}\n" * 20)
     config = Config(
-        model=ModelConfig(layers=2, width=16, heads=2),
+        model=ModelConfig(layers=1, width=16, heads=2),
         data=DataConfig(
             path=str(folder),
             pattern="m*.txt",
@@ -140,6 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer=OptimizerConfig(warmup_steps=1),
         pipeline=PipelineConfig(ranks=2, microbatches=2),
         trainer=TrainerConfig(steps=2, batch_size=4, eval_batches=2, checkpoint_interval=1),
+        metrics=MetricsConfig(timeline=False),
         run=RunConfig(name="run", directory=str(folder / "runs")),
     )
     run(config, console=NoConsole())

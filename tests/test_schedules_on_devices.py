@@ -40,36 +40,43 @@ SOME = [
     Case("1f1b", None, 3, 1),
     Case("1f1b-eager", None, 4, 8),
     Case("zb-h1", None, 2, 2),
-    Case("zb-h2", None, 4, 6),
-    Case("zb-v", None, 3, 5),
+    Case("zb-h2", None, 3, 6),
+    Case("zb-v", None, 2, 5),
     Case("v-half", None, 2, 4),
     Case("v-min", None, 3, 7),
-    Case("1f1b-v", None, 4, 4),
+    Case("1f1b-v", None, 2, 4),
     Case("dualpipe-v", None, 2, 5),
     Case("interleaved", 2, 2, 6),
     Case("looped-bfs", 1, 1, 3),
     Case("looped-bfs", 3, 2, 3),
-    Case("interleaved-zb", 2, 3, 5),
+    Case("interleaved-zb", 2, 2, 5),
 ]
 
 
 @functools.cache
 def unsplit(num_layers: int, microbatches: int) -> Any:
-    """A model of layers that all train, a batch for it, and its gradients."""
+    """A model of layers that all train, a batch and parameters for it, and its gradients."""
     model, batch = gentle(num_layers), vectors(microbatches)
-    params = jax.jit(functools.partial(model.init, batch=batch))(jax.random.key(0))
-    return model, batch, jax.jit(jax.value_and_grad(model.loss))(params, batch)
+    rng = np.random.default_rng(0)
+    # Drawn here, which compiles nothing; of the sizes that the model itself would draw.
+    draw = lambda leaf: rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(leaf.dtype)
+    params = jax.tree.map(
+        lambda leaf: draw(leaf) if leaf.ndim > 1 else 0.1 * draw(leaf),
+        jax.eval_shape(functools.partial(model.init, batch=batch), jax.random.key(0)),
+    )
+    return model, batch, params, jax.jit(jax.value_and_grad(model.loss))(params, batch)
 
 
 def check(case: Case) -> None:
     schedule = by_name(case.name, case.ranks, case.microbatches, num_chunks=case.chunks)
-    model, batch, (want_loss, want) = unsplit(schedule.num_stages + 1, case.microbatches)
+    model, batch, logical, (want_loss, want) = unsplit(schedule.num_stages + 1, case.microbatches)
     engine = jp.initialize(
         model, mesh=jp.make_mesh(pipe=case.ranks), schedule=case.name, num_chunks=case.chunks,
         num_microbatches=case.microbatches, fill=float("nan"),
     )  # fmt: skip
     assert engine.schedule == schedule
-    params = engine.init(jax.random.key(0), batch).params
+    engine.partition(batch)
+    params = engine.place(logical)
     loss, grads = engine.value_and_grad(params, batch)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     assert largest_error(engine.logical(grads), want) < 1e-6

@@ -87,7 +87,11 @@ class Case(NamedTuple):
     closed: Any
     saved: list[Any]
     dy: Any
-    want: Any
+    backward: Any
+
+    @property
+    def want(self) -> Any:
+        return jax.jit(self.backward)(self.saved, self.dy)
 
     @property
     def whole(self) -> Any:
@@ -115,7 +119,7 @@ def cut(fn: Any, *args: Any) -> Case:
     dy = jnp.cos(y)
     closed, _ = jaxprs.trace(backward, saved, dy)
     halves = halve(closed, [0], ["kept"] * len(saved) + ["gone"])
-    return Case(halves, closed, saved, dy, backward(saved, dy))
+    return Case(halves, closed, saved, dy, backward)
 
 
 def work(jaxpr: Any) -> Counter[str]:
@@ -144,10 +148,14 @@ CASES = dict(
     by_its_own_rule=(by_its_own_rule, weights()),
     with_dropout=(with_dropout, weights()),
 )
-cases = pytest.mark.parametrize("name", CASES)
+# What others hold too, though less at once.
+COMBINED = ("jitted", "shared_in_a_scan", "two_scans", "with_dropout")
 
 
-@cases
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.slow] if x in COMBINED else []) for x in CASES],
+)
 def test_both_halves_give_what_the_whole_gives(name: str):
     case = cut(*CASES[name], X)
     (dx,), crossing = jax.jit(case.halves.first)([*case.saved, case.dy])
@@ -166,7 +174,7 @@ PRODUCTS = dict(
 )  # fmt: skip
 
 
-@cases
+@pytest.mark.parametrize("name", CASES)
 def test_no_matrix_product_is_computed_twice(name: str):
     case = cut(*CASES[name], X)
     products = lambda jaxpr: work(jaxpr)["dot_general"]
@@ -239,6 +247,6 @@ def test_what_cannot_be_cut_is_named_with_its_layer():
 
 def test_flax_layers_are_cut():
     attention = nn.MultiHeadDotProductAttention(num_heads=2)
-    params = attention.init(KEY, X[None])
+    params = jax.jit(attention.init)(KEY, X[None])
     case = cut(lambda p, x: attention.apply(p, x[None])[0], params, X)
     assert work(case.second)["dot_general"] == 4  # query, key, value, out

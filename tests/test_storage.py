@@ -142,7 +142,7 @@ def test_a_tree_comes_back_to_the_bit(case: Random, random: Any):
         assert all(shard.data.shape[0] == 1 for shard in array.addressable_shards)
 
 
-@settings(deadline=None)  # JAX compiles each shape once
+@settings(max_examples=50, deadline=None)  # JAX compiles each shape once
 @given(randoms(), st.integers(0, 2**31))
 def test_rows_are_read_and_written_leaf_by_leaf(case: Random, seed: int):
     layout, rng = case.layout, np.random.default_rng(seed)
@@ -213,7 +213,7 @@ NETS: dict[str, tuple[jp.PipelineModule, Any, int]] = dict(
 )
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param("convnet", marks=pytest.mark.slow), "gpt", "unlike"])
 def test_no_device_ever_holds_more_than_the_largest_share(name: str):
     model, batch, ranks = NETS[name]
     optimizer = optax.adam(0.1) if name == "unlike" else optax.identity()
@@ -251,7 +251,7 @@ def test_making_parameters_takes_no_more_room_nor_instructions_for_more_layers()
         return memory.temp_size_in_bytes, str(init.as_text()).count(" while(")
 
     block = 4 * 12 * 32**2  # bytes of a block's matrices
-    (room, loops), (more_room, more_loops) = made(6), made(12)
+    (room, loops), (more_room, more_loops) = made(4), made(8)
     assert more_room < 1.05 * room < 3.5 * block
     assert more_loops == loops
 
@@ -259,7 +259,7 @@ def test_making_parameters_takes_no_more_room_nor_instructions_for_more_layers()
 # --- Ties, and steps of one's own -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tied", "linen"])
+@pytest.mark.parametrize("name", ["tied", pytest.param("linen", marks=pytest.mark.slow)])
 def test_ones_own_elementwise_step_is_the_step_on_the_logical_tree(name: str):
     model, batch = MODELS[name](2), batch_for(name, 8)
     engine = jp.initialize(model, mesh=jp.make_mesh(pipe=2), num_microbatches=2)

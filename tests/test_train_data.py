@@ -15,6 +15,7 @@ from jaxpipe import cli
 from jaxpipe.config import (
     Config,
     DataConfig,
+    MetricsConfig,
     ModelConfig,
     OptimizerConfig,
     PipelineConfig,
@@ -122,6 +123,7 @@ def a_real_run(tmp_path, name: str, **settings: Any) -> tuple[Config, Outcome, s
         optimizer=OptimizerConfig(warmup_steps=1),
         pipeline=PipelineConfig(**(pipeline | settings.pop("pipeline", {}))),
         trainer=TrainerConfig(**(trainer | settings)),
+        metrics=MetricsConfig(timeline=False),
         run=RunConfig(name=name, directory=str(tmp_path / "runs")),
     )
     stream = io.StringIO()

@@ -28,7 +28,14 @@ MODELS = {
     "llama": (llama, LlamaConfig(**SIZES, num_kv_heads=2, hidden=20, rotary_theta=50.0)),
     "llama tied": (llama, LlamaConfig(**SIZES, num_kv_heads=4, hidden=20, tied=True)),
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+# Of both families, and of both ends, one.
+every_model = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("gpt tied", "llama") else pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 ids = np.random.default_rng(0).integers(0, 16, (4, 9), np.int32)
 BATCH = dict(inputs=ids[:, :-1], targets=ids[:, 1:])
 
@@ -45,7 +52,8 @@ def saved(tmp_path_factory) -> Callable[[str], tuple[Path, Any]]:
             model, mesh=jp.make_mesh(pipe=2), optimizer=optax.adam(0.1), num_microbatches=2
         )
         engine.partition(BATCH)
-        params = jax.tree.map(moved, model.init(jax.random.key(0), BATCH))
+        init = jax.jit(functools.partial(model.init, batch=BATCH))
+        params = jax.tree.map(moved, init(jax.random.key(0)))
         with jp.Checkpoints(tmp_path_factory.mktemp(name.replace(" ", "_"))) as checkpoints:
             checkpoints.save(1, {"params": engine.place(params)})
             path = checkpoints.path(1)
