@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxpipe.config import Config, ModelConfig
+from jaxpipe.config import TOKENS_FOLDER, Config, ModelConfig
 from jaxpipe.data import (
     Batch,
     Batches,
@@ -26,7 +26,7 @@ def dataset_of(
     config: Config, say: Callable[[str], None] = lambda text: None, processes: Processes = ALONE
 ) -> Dataset:
     """The data of a configuration; the first process makes the tokens, if that is to be done."""
-    cache = Path(config.data.cache or Path(config.run.directory) / "tokens")
+    cache = Path(config.data.cache or Path(config.run.directory) / TOKENS_FOLDER)
     if not processes.is_first:
         processes.wait(patience=_TOKENS)
     dataset = read_data(config.data, cache, say)

@@ -222,6 +222,13 @@ def test_settings_at_odds_are_listed_all_at_once():
     assert "run.name: got 'a/b'" in listed
 
 
+def test_no_run_takes_the_folder_of_tokens():
+    run = RunConfig(name="tokens")
+    [problem] = problems_of(validate, Config(run=run))
+    assert problem.startswith("run.name: got 'tokens'") and "data.cache" in problem
+    validate(Config(run=run, data=DataConfig(cache="elsewhere")))
+
+
 @pytest.mark.parametrize(
     ("method", "part"),
     [

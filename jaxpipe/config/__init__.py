@@ -8,6 +8,7 @@ from jaxpipe.config.metrics import MetricsConfig as MetricsConfig
 from jaxpipe.config.model import ModelConfig as ModelConfig
 from jaxpipe.config.optimizer import OptimizerConfig as OptimizerConfig
 from jaxpipe.config.pipeline import PipelineConfig as PipelineConfig
+from jaxpipe.config.run import TOKENS_FOLDER as TOKENS_FOLDER
 from jaxpipe.config.run import RunConfig as RunConfig
 from jaxpipe.config.run_directory import Resume as Resume
 from jaxpipe.config.run_directory import RunDirectory as RunDirectory

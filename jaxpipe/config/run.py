@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
+TOKENS_FOLDER = "tokens"  # beside the runs, unless `data.cache` says otherwise
+
 
 @dataclass(frozen=True)
 class RunConfig:

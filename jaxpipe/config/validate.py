@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from jaxpipe.config.config import Config
 from jaxpipe.config.ranges import either, nearest_multiples
+from jaxpipe.config.run import TOKENS_FOLDER
 from jaxpipe.errors import ConfigError, PartitionError
 from jaxpipe.partition import LayerCost, partition
 
@@ -33,6 +34,7 @@ def problems_of(config: Config) -> list[str]:
     """
     return [
         *(problem for part in config.components.values() for problem in part.problems()),
+        *_folder(config),
         *_reading(config),
         *_vocabulary(config),
         *_positions(config),
@@ -42,6 +44,14 @@ def problems_of(config: Config) -> list[str]:
         *_stages(config),
         *_patience(config),
     ]
+
+
+def _folder(config: Config) -> Iterator[str]:
+    if config.run.name == TOKENS_FOLDER and config.data.cache is None:
+        yield (
+            f"run.name: got {TOKENS_FOLDER!r}, the folder among runs in which tokens are kept;"
+            " choose another, or set data.cache."
+        )
 
 
 def _reading(config: Config) -> Iterator[str]:
