@@ -251,7 +251,7 @@ def test_making_parameters_takes_no_more_room_nor_instructions_for_more_layers()
         return memory.temp_size_in_bytes, str(init.as_text()).count(" while(")
 
     block = 4 * 12 * 32**2  # bytes of a block's matrices
-    (room, loops), (more_room, more_loops) = made(4), made(8)
+    (room, loops), (more_room, more_loops) = made(6), made(12)
     assert more_room < 1.05 * room < 3.5 * block
     assert more_loops == loops
 

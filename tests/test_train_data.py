@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pretended import a_config, lines_of, losses_of, saved_steps, trained
+from pretended import a_config, after, lines_of, losses_of, saved_steps, trained
 from some_files import written
 
 from jaxpipe import cli
@@ -127,8 +127,7 @@ def a_real_run(tmp_path, name: str, **settings: Any) -> tuple[Config, Outcome, s
         run=RunConfig(name=name, directory=str(tmp_path / "runs")),
     )
     stream = io.StringIO()
-    asked = iter(range(1, 1000))
-    should_stop = lambda: next(asked) == stop
+    should_stop = (lambda: False) if stop is None else after(stop)
     outcome = run(config, console=PlainConsole(6, stream), should_stop=should_stop)
     return config, outcome, stream.getvalue()
 
