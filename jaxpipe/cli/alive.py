@@ -24,10 +24,9 @@ def signs_of_life(interval: float) -> Iterator["Sections"]:
     Yields:
       Sections, to be entered by who works.
     """
-    from jaxpipe.metrics import duration, heartbeat  # not before devices are simulated
+    from jaxpipe.metrics import PlainConsole, heartbeat  # not before devices are simulated
     from jaxpipe.sections import Sections
 
     sections = Sections()
-    still = lambda what, seconds: say(f"still {what}, for {duration(seconds)}")
-    with heartbeat(lambda: sections.current, still, interval):
+    with heartbeat(lambda: sections.current, PlainConsole(0, sys.stderr).still, interval):
         yield sections

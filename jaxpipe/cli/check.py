@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxpipe.config import Config, differences, explain, validate
+from jaxpipe.config import Config, differences, explain
 from jaxpipe.schedules import AUTO, by_name, simulate
 
 
@@ -28,7 +28,7 @@ class Check:
         if self.explain is not None:
             print(explain(self.explain, self.config))
             return 0
-        config = validate(self.config)
+        config = self.config
         pipeline = config.pipeline
         print(f"{self.file}: can run")
         print(

@@ -8,7 +8,7 @@ import tyro
 
 from jaxpipe.cli.alive import say, signs_of_life
 from jaxpipe.cli.out import taken
-from jaxpipe.config import Config, validate
+from jaxpipe.config import Config
 from jaxpipe.errors import ConfigError
 from jaxpipe.schedules import describe_costs, measured_costs, pictures
 from jaxpipe.simulate_devices import simulate_devices
@@ -37,7 +37,7 @@ class DrawTimeline:
     def run(self) -> int:
         """Measures, draws, prints what ops cost, and returns the exit code."""
         self._check()
-        config = validate(self.config)
+        config = self.config
         simulate_devices(config.pipeline.num_devices)
         from jaxpipe.measurement import measure_steps  # not before devices are simulated
 

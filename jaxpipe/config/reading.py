@@ -47,8 +47,8 @@ class Reading:
           ConfigError: all that is wrong, with the line of the file that says so, or that an option
               does. What may only follow from what cannot be read is left out.
         """
-        doubted = [problem for problem in problems_of(config) if not self._may_follow(problem)]
-        listed = sorted([*self._misread(), *(self._placed(text, config) for text in doubted)])
+        certain = [problem for problem in problems_of(config) if not self._may_follow(problem)]
+        listed = sorted([*self._misread(), *(self._placed(text, config) for text in certain)])
         if listed:
             advice = f"What a field means: jaxpipe check {self.name} --explain FIELD"
             raise ConfigError("\n".join([*(text for _, text in listed), advice]))

@@ -8,7 +8,6 @@ from jaxpipe.metrics.console import LiveConsole as LiveConsole
 from jaxpipe.metrics.console import NoConsole as NoConsole
 from jaxpipe.metrics.console import PlainConsole as PlainConsole
 from jaxpipe.metrics.console import console_for as console_for
-from jaxpipe.metrics.console import duration as duration
 from jaxpipe.metrics.environment import environment as environment
 from jaxpipe.metrics.heartbeat import heartbeat as heartbeat
 from jaxpipe.metrics.heartbeat import in_words as in_words

@@ -82,8 +82,7 @@ class Steps:
                 loss = self._held_out["loss"]
         saves = self._stop or self._is_last or self._due(trainer.checkpoint_interval)
         if trainer.check_interval and (saves or self._due(trainer.check_interval)):
-            with self._parts.records.sections.enter("check", self._step), self._report.paused():
-                self._replicas.check(self._state)
+            self._check()
         if saves:
             self._save(loss)
         self._say_failures()
@@ -104,11 +103,15 @@ class Steps:
             parts.records.note(f"NOT SAVED: step {step}, whose held-out loss is not finite either")
             return
         if parts.trainer.check_interval:
-            with parts.records.sections.enter("step", step):
-                self._replicas.check(self._state)
+            self._check()
         self._save(found["loss"])
         checkpoints.wait()
         self._say_failures()
+
+    def _check(self) -> None:
+        """Compares what devices hold copies of."""
+        with self._parts.records.sections.enter("check", self._step), self._report.paused():
+            self._replicas.check(self._state)
 
     def _say_failures(self) -> None:
         """Says which saves have failed."""
