@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `python -m sphinx -W --keep-going -b html docs docs/_build`.
+"""How Sphinx builds these pages: `python -m sphinx -W --keep-going -b html docs docs/_build/html`.
 
 Every `{code-cell}` runs when the pages are built, and one that fails fails the build. With
 `-D nb_execution_mode=off` only the words are built.

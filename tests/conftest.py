@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from children import compile_flags
 
 # Eight devices share the cores of one machine: a slow meeting is no deadlock.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        compile_flags(),
     ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

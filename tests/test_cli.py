@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import REPOSITORY, environment
 
 from jaxpipe import cli
 from jaxpipe.cli.main import COMMANDS
@@ -33,8 +34,6 @@ from jaxpipe.schedules import (
 )
 from jaxpipe.schedules.draw import text
 from jaxpipe.simulate_devices import simulate_devices
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def ended(capsys, *argv):
@@ -196,8 +195,7 @@ def test_timeline_draws_measured_beside_simulated(tmp_path):
         (tmp_path / "text" / f"{number}.py").write_text(f"x = {number}\n" * 40)
     options = ["--out", "x.json", "--metrics.heartbeat", "0.5"]
     command = [sys.executable, "-m", "jaxpipe", "timeline", "x.yaml", *options]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert any(line.startswith("still tracing and compiling step 1, for ") for line in said)
@@ -390,9 +388,9 @@ PRINT_DEVICES = (
     ],
 )
 def test_devices_are_simulated_unless_the_user_has_chosen(chosen, expected):
-    environment = {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PATH": ""} | chosen
+    bare = {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PATH": ""} | chosen
     command = [sys.executable, "-c", PRINT_DEVICES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=True)
     count, *flags = done.stdout.split()
     assert count == expected
     timeouts = [flag for flag in flags if "terminate_timeout" in flag]
@@ -408,9 +406,8 @@ def test_devices_that_were_chosen_for_the_tests_stay(monkeypatch):
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
     command = f"{sys.executable} -m jaxpipe draw gpipe --microbatches 2000 | head -c 10"
     done = subprocess.run(
-        command, shell=True, env=environment, capture_output=True, text=True, check=True
+        command, shell=True, env=environment(), capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("gpipe: 4 r", "")

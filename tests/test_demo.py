@@ -1,21 +1,17 @@
 """`jaxpipe demo` and `jaxpipe profile`, in processes of their own, as users start them."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+from children import environment
 from test_cli import TINY
 
 from jaxpipe.profiling import scopes_of
 
-REPOSITORY = Path(__file__).parents[1]
-
 
 def started(folder, *words):
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-m", "jaxpipe", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def test_the_demonstration_trains_and_says_where_to_look(tmp_path):

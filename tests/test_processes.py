@@ -21,6 +21,7 @@ import numpy as np
 import one_of_many
 import pytest
 import yaml
+from children import REPOSITORY, environment
 from pretended import a_config, pretended, trained
 
 from jaxpipe import cli
@@ -35,7 +36,6 @@ from jaxpipe.processes.member import connect
 from jaxpipe.processes.rows import Rows, row_problems
 from jaxpipe.summary import StepRecord
 
-REPOSITORY = Path(__file__).parents[1]
 SHIPPED = REPOSITORY / "configs" / "gpt-stdlib.yaml"
 CHILD = [sys.executable, str(REPOSITORY / "tests" / "one_of_many.py")]
 PATIENCE = 200  # seconds for anything that compiles, on cores that are busy with other things
@@ -58,17 +58,15 @@ class Run:
     def __init__(self, folder: Path, count: int, command: Sequence[object], own=None, missing=0):
         """Starts them but the missing ones; `own` has further arguments for single processes."""
         self.folder = folder
-        shared = dict(
+        shared = environment(
             JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
-            JAX_NUM_PROCESSES=str(count + missing),
+            JAX_NUM_PROCESSES=count + missing,
             JAX_PLATFORMS="cpu",
-            PYTHONPATH=str(REPOSITORY),
         )
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | shared
         self.processes = []
         for index in range(count):
             arguments = [str(word) for word in (*command, *(own or {}).get(index, ()))]
-            own_environment = environment | {"JAX_PROCESS_ID": str(index)}
+            own_environment = shared | {"JAX_PROCESS_ID": str(index)}
             with (
                 self._file(index, "out").open("wb") as out,
                 self._file(index, "err").open("wb") as err,
@@ -529,11 +527,11 @@ def test_the_documents_lines_train_with_two_processes(tmp_path):
     command = tmp_path / "jaxpipe"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxpipe "$@" {smaller}\n')
     command.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHONPATH=str(REPOSITORY))
+    path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", line.replace("9876", str(free_port()))],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+        cwd=tmp_path, env=environment(PATH=path), capture_output=True, text=True,
+        timeout=PATIENCE,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert done.stdout.count("after step 2") == 1

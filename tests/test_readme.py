@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from children import REPOSITORY, environment
 
 from jaxpipe import cli
 from jaxpipe.cli.timeline import DrawTimeline
@@ -28,7 +28,6 @@ from jaxpipe.schedules import (
     simulate,
 )
 
-REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
 DOCUMENTS = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 DRAWN = r"([\w-]+): (\d+) ranks?, \d+ stages?, (\d+) microbatch"
@@ -74,10 +73,9 @@ def only_block(start: str, document: Path = README) -> str:
 @pytest.mark.parametrize("document", [*filter(programs, DOCUMENTS)], ids=name)
 def test_programs_run(document, tmp_path):
     # Programs ask for simulated devices themselves, as a reader's would; only patience is added.
-    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    env = os.environ | dict(PYTHONPATH=str(REPOSITORY), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     pieces = [piece for block in programs(document) for piece in (str(block.line), block.text)]
     command = [sys.executable, "-c", RUN_BLOCKS, str(document), *pieces]
+    env = environment(JAX_PLATFORMS="cpu")
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

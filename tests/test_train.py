@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from children import environment
 from pretended import (
     LAYERS,
     a_config,
@@ -34,8 +34,6 @@ from jaxpipe.partition import partition
 from jaxpipe.prepare import batches_of, corpus_of
 from jaxpipe.schedules import forward_only
 from jaxpipe.summary import StepRecord
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def test_a_run_leaves_metrics_checkpoints_and_its_configuration(tmp_path, text):
@@ -284,11 +282,10 @@ def cli(tmp_path, *options, start: Any = None):
         "run.directory": tmp_path / "runs",
     }
     flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")}
     command = [sys.executable, "-m", "jaxpipe", "train", str(tmp_path / "tiny.yaml")]
     command += [*flags, *options]
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    how: dict[str, Any] = dict(env=environment, text=True)
+    theirs = {k: v for k, v in environment(JAX_PLATFORMS="cpu").items() if k != "COLUMNS"}
+    how: dict[str, Any] = dict(env=theirs, text=True)
     how |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return start(command, **how) if start else subprocess.run(command, timeout=240, **how)
 

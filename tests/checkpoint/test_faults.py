@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import re
 import resource
@@ -18,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from children import environment
 
-import jaxpipe as jp
 from jaxpipe.checkpoint import Checkpoints
 from jaxpipe.checkpoint import folder as folder_module
 from jaxpipe.errors import CheckpointError, CorruptCheckpointError
@@ -40,9 +39,7 @@ LARGE = 2**16
 )
 def test_whatever_moment_a_process_is_killed_at_no_finished_checkpoint_is_lost(processes, kills):
     command = [sys.executable, str(KILLS), "--kills", str(kills), "--processes", str(processes)]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(Path(jp.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert "none lost" in done.stdout
     cut = re.search(r"(\d+) of them in the middle of a save", done.stdout)
@@ -190,11 +187,10 @@ print(seen)
 
 def test_pickles_are_never_opened(checkpoints):
     (checkpoints.path(3) / "state" / "weights.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    environment = os.environ | {"PYTHONPATH": str(Path(jp.__file__).parents[1])}
     # An audit hook stays as long as its process.
     done = subprocess.run(
         [sys.executable, "-c", UNPICKLING, str(checkpoints.folder)],
-        capture_output=True, text=True, env=environment,
+        capture_output=True, text=True, env=environment(),
     )  # fmt: skip
     assert done.stdout == "[]\n", done.stderr
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from children import environment
 from together import PATIENCE  # pyright: ignore[reportMissingImports]
 
 import jaxpipe as jp
@@ -31,8 +32,6 @@ def told(folder) -> list[list[dict[str, Any]]]:
     """What the processes have said, each a list of facts."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(HERE.parents[1])}
     names = [[str(folder.parent / f"{i}.{kind}") for kind in ("out", "err")] for i in range(2)]
     with jp.Checkpoints(folder.with_name("taken")) as taken, contextlib.ExitStack() as files:
         taken.open()
@@ -40,7 +39,7 @@ def told(folder) -> list[list[dict[str, Any]]]:
         for index, paths in enumerate(names):
             out, err = (files.enter_context(open(path, "w")) for path in paths)
             command = [sys.executable, HERE / "together.py", folder, str(index), str(port)]
-            processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment))
+            processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=environment()))
         try:
             processes[0].wait(DEADLINE)
             time.sleep(0.5)
