@@ -15,7 +15,8 @@ sys.path.insert(0, str(HERE))
 # the pages, with its commands, and with patience, since many simulated devices share few cores.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}"
 os.environ["PYTHONSTARTUP"] = str(HERE / "startup.py")
 os.environ["REPOSITORY"] = str(HERE.parent)
 os.environ["COLUMNS"] = "90"

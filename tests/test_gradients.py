@@ -165,7 +165,10 @@ def test_dropout_is_the_same_when_recomputed(remat: Any):
     assert largest_error(found[0], found[1]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["tied", "unlike", pytest.param("linen", marks=pytest.mark.slow)])
+SLOW_MODELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("unlike", "linen")]
+
+
+@pytest.mark.parametrize("name", ["tied", *SLOW_MODELS])
 def test_ten_steps_end_in_the_same_parameters(name: str):
     model, batch = MODELS[name](3), batch_for(name, 16)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))

@@ -161,7 +161,7 @@ def test_gradients_are_reduced_over_data_once_after_the_loop():
     assert sum(math.prod(shape) for each in rest for shape in each.shapes) == 2
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "1f1b-eager"])
+@pytest.mark.parametrize("schedule", ["1f1b", pytest.param("1f1b-eager", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_microbatches(schedule: str):
     few, many = step(schedule, 8), step(schedule, 64)
     assert many.temporary_bytes <= 1.02 * few.temporary_bytes

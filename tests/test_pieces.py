@@ -86,13 +86,14 @@ OPTIMIZERS = {
 }
 
 
-MORE = [("lamb", 3), ("masked", 1), ("lamb", 1), ("adafactor", 3), ("muon", 1), ("masked", 3)]
+MORE = [("lamb", 3), ("masked", 1), ("lamb", 1), ("adafactor", 1), ("adafactor", 3)]
+MORE += [("muon", 1), ("masked", 3)]
 
 
 @pytest.mark.parametrize(
     ("name", "zero"),
     [
-        *[("adafactor", 1), ("muon", 3)],
+        ("muon", 3),
         *[pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
     ],
 )

@@ -266,7 +266,7 @@ def by_hand(text: str, placement: tuple[int, ...], name: str) -> Schedule:
     return place(order, placement, 2, name=name)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_meetings_that_are_alike_at_every_tick_give_the_same_gradients(
     monkeypatch: pytest.MonkeyPatch, ranks: int
 ):
