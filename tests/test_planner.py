@@ -1,10 +1,12 @@
 """Runs on paper: what fits, what is near it, and the configurations for real clusters."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from test_cli import ended
 
@@ -12,7 +14,14 @@ import jaxpipe as jp
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, DataConfig, ModelConfig, PipelineConfig, TrainerConfig, read
 from jaxpipe.errors import ConfigError
-from jaxpipe.planner import CHIPS, Assumptions, Devices, abstract_batch, described_mesh
+from jaxpipe.planner import (
+    CHIPS,
+    Assumptions,
+    Devices,
+    abstract_batch,
+    described_mesh,
+    with_classes,
+)
 from jaxpipe.planner.traffic import exchanged_bytes
 from jaxpipe.schedules import simulate
 
@@ -45,10 +54,11 @@ def roomy():
 def test_what_fits_is_described(roomy):
     assert roomy.fits and not roomy.alternatives
     config, text = roomy.config, str(roomy)
-    assert text.startswith("fits: 0.0 GB of 72.0 GB on each device")
+    held = f"{roomy.memory.total / 1e6:,.1f} MB"
+    assert text.startswith(f"fits: {held} of 72.0 GB on each device")
     assert f"{roomy.parameters:,} parameters; pipe 2 x data 2 x tensor 1" in text
     tokens = config.trainer.batch_size * config.data.sequence_length
-    assert roomy.tokens_per_second == pytest.approx(tokens / roomy.speed.step)
+    assert roomy.per_second == pytest.approx(tokens / roomy.speed.step)
     assert 0 < roomy.utilization < 0.5
     here = next(count for count in roomy.counts if count.microbatches == 4)
     assert here.bytes == pytest.approx(roomy.memory.total)
@@ -107,8 +117,30 @@ def test_what_cannot_be_planned_is_said(capsys):
     with pytest.raises(ConfigError, match="no matrix products of float16"):
         jp.plan(small(compute_dtype="float16"), "4xv5p")
     vit = str(CONFIGS / "vit-digits.yaml")
-    code, _, err = ended(capsys, "plan", vit)
-    assert code == 2 and "sizes of images are not known" in err
+    code, _, err = ended(capsys, "plan", vit, "--data.path", "nowhere.npz")
+    assert code == 2 and "data.path: got 'nowhere.npz', which is not here" in err
+
+
+def test_images_are_planned_by_the_first_of_them(tmp_path, capsys):
+    pixels, digits = np.zeros((3, 32, 32, 3), np.uint8), np.array([0, 99, -100])
+    np.savez(tmp_path / "x.npz", inputs=pixels, targets=digits)
+    vit = [str(CONFIGS / "vit-digits.yaml"), "--data.path", str(tmp_path / "x.npz")]
+    code, out, err = ended(capsys, "plan", *vit, "--devices", "4xA100")
+    assert (code, err) == (0, "") and out.startswith("fits: ")
+    config = read(CONFIGS / "vit-digits.yaml")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=vit[2]))
+    batch = abstract_batch(config)
+    assert (batch["inputs"].shape, batch["inputs"].dtype) == ((64, 32, 32, 3), "uint8")
+    assert (batch["targets"].shape, batch["weights"].shape) == ((64,), (64,))
+    config = with_classes(config)
+    assert config.model.classes == 100 and with_classes(config) is config
+    # What is trained has as many parameters.
+    params = jax.eval_shape(build_engine(config).abstract_state, batch).params
+    made = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params.layout.leaves))
+    assert f"{made:,} parameters" in out and "samples/s" in out
+    np.savez(tmp_path / "x.npz", inputs=pixels, targets=digits / 2)
+    with pytest.raises(ConfigError, match="are floats, and vit predicts classes"):
+        with_classes(dataclasses.replace(config, model=read(CONFIGS / "vit-digits.yaml").model))
 
 
 def test_sums_over_tensor_are_counted():

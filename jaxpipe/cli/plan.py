@@ -13,8 +13,9 @@ from jaxpipe.config import Config
 class PlanRun:
     """Say whether a run fits on devices that need not be there, and how long a step takes.
 
-    Nothing is allocated, and no data are read. Where it does not fit, the nearest configurations
-    that do are shown as options. The exit code is 0 if it fits, else 2.
+    Nothing is allocated, and no data are read, but the first image where a network reads images.
+    Where it does not fit, the nearest configurations that do are shown as options. The exit code is
+    0 if it fits, else 2.
 
     An example: jaxpipe plan configs/llama-70b.yaml --devices 128xH100
     """

@@ -2,6 +2,7 @@
 
 from jaxpipe.data.arrays import Arrays as Arrays
 from jaxpipe.data.arrays import ArraySamples as ArraySamples
+from jaxpipe.data.arrays import first_sample as first_sample
 from jaxpipe.data.arrays import read_arrays as read_arrays
 from jaxpipe.data.batches import Batch as Batch
 from jaxpipe.data.batches import Batches as Batches

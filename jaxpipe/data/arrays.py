@@ -121,6 +121,20 @@ def read_arrays(path: Path, held_out: Path | None = None, fraction: float = 0.05
     return Arrays(*sides, classes, hashlib.sha256("\0".join(crcs).encode()).hexdigest())
 
 
+def first_sample(path: Path) -> tuple[Batch, int | None]:
+    """The first sample of a `.npz` or a folder of `.npy`, and how many classes the targets have.
+
+    For what needs sizes alone: values are not looked at. None for targets that are numbers.
+
+    Raises:
+      DataError: there are no such arrays, or they do not fit each other.
+    """
+    fields = _open(path)
+    targets = fields["targets"]
+    classes = 1 + max(0, int(targets.max())) if _is_integer(targets) else None
+    return ArraySamples(fields, np.arange(1))[0], classes
+
+
 def _open(path: Path) -> dict[str, np.ndarray]:
     """The arrays of one place, by name; their shapes fit."""
     if path.is_dir():

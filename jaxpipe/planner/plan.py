@@ -2,20 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import Any, Literal, NamedTuple
 
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, validate
 from jaxpipe.engine import Engine
-from jaxpipe.errors import ConfigError
 from jaxpipe.executor.lower import lower
 from jaxpipe.memory import StepMemory
 from jaxpipe.partition import Partition
 from jaxpipe.planner.chips import Devices, parse_devices
 from jaxpipe.planner.described import described_mesh
+from jaxpipe.planner.sizes import abstract_batch, with_classes
 from jaxpipe.planner.speed import Assumptions, Speed, speed_of
 from jaxpipe.schedules import AUTO, Schedule, by_name
 from jaxpipe.zero import Zero
@@ -115,10 +112,15 @@ class Plan:
         return sum(layer.parameters for layer in self.partition.layers)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Of all devices together."""
-        tokens = self.config.trainer.batch_size * self.config.data.sequence_length
-        return tokens / self.speed.step
+    def unit(self) -> Literal["tokens", "samples"]:
+        """What a step is counted in."""
+        return "tokens" if self.config.model.reads == "tokens" else "samples"
+
+    @property
+    def per_second(self) -> float:
+        """Tokens or samples of all devices together."""
+        each = self.config.data.sequence_length if self.unit == "tokens" else 1
+        return self.config.trainer.batch_size * each / self.speed.step
 
     @property
     def utilization(self) -> float:
@@ -138,7 +140,7 @@ def estimate(config: Config, devices: Devices, assumed: Assumptions) -> Plan:
     Raises:
       JaxpipeError: it cannot run anywhere.
     """
-    config, pipeline = validate(config), config.pipeline
+    config, pipeline = with_classes(validate(config)), config.pipeline
     mesh = described_mesh(devices.chip, pipeline.ranks, pipeline.data, pipeline.tensor)
     engine, batch = build_engine(config, mesh), abstract_batch(config)
     memory = engine.memory(batch)
@@ -148,24 +150,6 @@ def estimate(config: Config, devices: Devices, assumed: Assumptions) -> Plan:
     plan = Plan(config, devices, assumed, partition, engine.schedule, memory, speed)
     counts = _counts(plan, engine, batch)
     return dataclasses.replace(plan, counts=tuple(counts))
-
-
-def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of token samples.
-
-    Raises:
-      ConfigError: it would be of images, whose sizes come with the data.
-    """
-    if config.model.reads == "images":
-        raise ConfigError(
-            f"model.network: got {config.model.network!r}; the sizes of images are not known before"
-            " the data are read. Plans are for gpt and llama; for an engine of one's own,"
-            " engine.memory(batch) counts bytes."
-        )
-    shape = config.trainer.batch_size, config.data.sequence_length
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch = dict(inputs=ids, targets=ids, weights=jax.ShapeDtypeStruct(shape, jnp.float32))
-    return batch | (dict(segment_ids=ids) if config.data.packing == "packed" else {})
 
 
 def _counts(plan: Plan, engine: Engine, batch: Any) -> Iterator[Count]:
@@ -206,7 +190,8 @@ def plan(
 ) -> Plan:
     """Says whether a run fits, how long a step takes, and what would fit if it does not.
 
-    No device is needed, no data, and no array is made.
+    No device is needed, and no array is made; of data only the first image is read, where the
+    network is one of images.
 
     Args:
       config: the run.

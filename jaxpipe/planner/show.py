@@ -36,12 +36,12 @@ def _head(plan: Plan) -> Iterator[str]:
             f" {plan.devices.number}"
         )
     elif plan.fits:
-        verdict = f"fits: {_gb(total)} of {_gb(plan.limit)} on each device"
+        verdict = f"fits: {_size(total)} of {_size(plan.limit)} on each device"
     else:
-        verdict = f"DOES NOT FIT: {_gb(total)} on each device, and there are {_gb(plan.limit)}"
+        verdict = f"DOES NOT FIT: {_size(total)} on each device, and there are {_size(plan.limit)}"
     yield verdict
     yield (
-        f"{plan.devices.number} x {chip.kind}, {_gb(chip.memory)}, of which arrays may take"
+        f"{plan.devices.number} x {chip.kind}, {_size(chip.memory)}, of which arrays may take"
         f" {plan.assumed.usable:.0%}"
     )
     yield (
@@ -68,11 +68,11 @@ def _memory(plan: Plan) -> Iterator[str]:
     parts = {letter: getattr(memory, name) for letter, (name, _) in _PARTS.items()}
     bar = _bar(parts, whole, max(0, round(_WIDTH * plan.limit / whole)))
     yield "memory of each device (all run one program, and hold as much as the one that needs most)"
-    yield f"  [{bar}] {_gb(memory.total)} of {_gb(whole)}"
+    yield f"  [{bar}] {_size(memory.total)} of {_size(whole)}"
     for letter, (name, text) in _PARTS.items():
-        yield f"  {letter} {_gb(getattr(memory, name)):>9}  {text}"
+        yield f"  {letter} {_size(getattr(memory, name)):>9}  {text}"
     if memory.update > memory.total - memory.state - memory.batch - 1:
-        yield f"  (after the last tick, instead of C to W: {_gb(memory.update)})"
+        yield f"  (after the last tick, instead of C to W: {_size(memory.update)})"
 
 
 def _bar(parts: Mapping[str, int], whole: float, limit: int) -> str:
@@ -89,7 +89,7 @@ def _time(plan: Plan) -> Iterator[str]:
     speed, assumed = plan.speed, plan.assumed
     timeline = speed.timeline
     yield (
-        f"step {speed.step:.3g} s: {plan.tokens_per_second:,.0f} tokens/s, MFU"
+        f"step {speed.step:.3g} s: {plan.per_second:,.0f} {plan.unit}/s, MFU"
         f" {plan.utilization:.1%}, bubble {timeline.bubble_fraction:.1%}"
     )
     exchange = f", of it {speed.exchange:.3g} s for parts of layers" if speed.exchange else ""
@@ -119,7 +119,7 @@ def _counts(plan: Plan) -> Iterator[str]:
         mark = "does not fit" if not one.fits else "best" if one is best else ""
         here = "as given" if one.microbatches == plan.schedule.num_microbatches else ""
         notes = ", ".join(filter(None, (here, mark)))
-        line = f"{one.microbatches:>12}  {_gb(one.bytes):>9}  {one.seconds:>7.3g} s  {notes}"
+        line = f"{one.microbatches:>12}  {_size(one.bytes):>9}  {one.seconds:>7.3g} s  {notes}"
         yield line.rstrip()
 
 
@@ -133,8 +133,13 @@ def _alternatives(plan: Plan) -> Iterator[str]:
     yield f"nearest that fit on {plan.devices.number} x {plan.devices.chip.name}:"
     for one in plan.alternatives:
         yield f"  {one.options}"
-        yield f"      {_gb(one.bytes)}, step {one.seconds:.3g} s"
+        yield f"      {_size(one.bytes)}, step {one.seconds:.3g} s"
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB"
+def _size(size: float) -> str:
+    """Of memory.
+
+    >>> _size(30.42e9), _size(2.5e6)
+    ('30.4 GB', '2.5 MB')
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
