@@ -105,4 +105,4 @@ def bigram_loss_of(dataset: Dataset, held_out: Sequence[Batch]) -> float | None:
     """What a byte-bigram model loses on these batches; None where there are no bytes."""
     if not isinstance(dataset, Corpus) or not isinstance(dataset.tokenizer, Bytes):
         return None
-    return fit_bigram(dataset.training.ids[:_BIGRAM]).cross_entropy(held_out)
+    return fit_bigram(dataset.training.read(0, _BIGRAM)).cross_entropy(held_out)

@@ -23,7 +23,7 @@ from jaxpipe.data.tokenizer import TOKENIZER_FILE, Bytes, Subwords, Tokenizer, t
 from jaxpipe.data.tokens import Tokens, TokenWriter, open_raw, open_tokens, part_of, write_tokens
 from jaxpipe.errors import DataError
 
-_VERSION = 1  # of what a cache holds
+_VERSION = 2  # of what a cache holds
 _AT_ONCE = 256  # documents that are encoded together
 _SAY = 10.0  # seconds between two words on how far it is
 _SYNTHETIC = 2**20  # tokens
@@ -138,11 +138,12 @@ def _cut(tokens: Tokens, fraction: float) -> tuple[Tokens, Tokens]:
     if count > 1:
         first = min(max(1, round(count * (1 - fraction))), count - 1)
         return part_of(tokens, 0, first), part_of(tokens, first, count)
-    place = round(len(tokens.ids) * (1 - fraction))
-    side = lambda ids, name: tokens._replace(
-        ids=ids, ends=np.array([len(ids)], np.uint64), fingerprint=f"{tokens.fingerprint}[{name}]"
+    size = len(tokens.ids)
+    place = round(size * (1 - fraction))
+    side = lambda start, stop, name: tokens.part(
+        start, stop, np.array([stop - start], np.uint64), name
     )
-    return side(tokens.ids[:place], f":{place}"), side(tokens.ids[place:], f"{place}:")
+    return side(0, place, f":{place}"), side(place, size, f"{place}:")
 
 
 def _documents(config: DataConfig, path: str | None) -> Documents:
@@ -163,13 +164,8 @@ def _tokenized(config: DataConfig, cache: Path, say: Callable[[str], None]) -> C
     if not (folder / _DONE).is_file():
         _make(config, sources, folder, say)
     tokenizer = Bytes() if config.tokenizer == "bytes" else Subwords(folder / TOKENIZER_FILE)
-    try:
-        training, held_out = (open_tokens(folder / name) for name in ("training", "held_out"))
-    except DataError as error:
-        raise DataError(
-            f"{error} Or delete {folder}: a run made these tokens, and the next start makes them"
-            " again."
-        ) from None
+    anew = f"Or delete {folder}: a run made these tokens, and the next start makes them again."
+    training, held_out = (open_tokens(folder / name, anew) for name in ("training", "held_out"))
     return _corpus(training, held_out, tokenizer)
 
 
@@ -238,7 +234,7 @@ def _share_out(config: DataConfig, whole: TokenWriter, *sides: TokenWriter) -> N
     if len(tokens.ids) < 2:
         raise DataError(f"data: {len(tokens.ids)} tokens to train on; expected at least 2.")
     parts = [
-        [np.array(part) for part in np.split(side.ids, side.ends[:-1].astype(np.int64))]
+        [np.array(part) for part in np.split(side.read(), side.ends[:-1].astype(np.int64))]
         for side in _cut(tokens, config.held_out_fraction)
     ]
     for side, documents in zip(sides, parts, strict=True):

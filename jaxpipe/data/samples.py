@@ -65,7 +65,7 @@ class TokenSamples:
         if not 0 <= index < self._count:
             raise IndexError(index)
         start, stop = self._span(index)
-        ids = self._tokens.ids[start:stop].astype(np.int32)
+        ids = self._tokens.read(start, stop).astype(np.int32)
         size = len(ids) - 1
         sample = {name: np.zeros(self._length, np.int32) for name in ("inputs", "targets")} | {
             "weights": np.zeros(self._length, np.float32)

@@ -1,8 +1,9 @@
 """Tokens on disk, in files that are mapped into memory: any window is reached at once.
 
 tokens/tokens.bin   ids one after another, uint8, uint16 or uint32
+       sums.bin     uint32: a checksum of each block of tokens.bin
        ends.bin     uint64: after which token each document ends
-       tokens.json  how many there are, of what, and a checksum of each file; written last
+       tokens.json  how many there are, of what, and checksums of the other two; written last
 """
 
 import contextlib
@@ -16,29 +17,54 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpipe.data.sums import BLOCK, BlockSums, Checked
 from jaxpipe.errors import DataError
 
-_INDEX, _IDS, _ENDS = "tokens.json", "tokens.bin", "ends.bin"
-_VERSION = 1
+_INDEX, _IDS, _SUMS, _ENDS = "tokens.json", "tokens.bin", "sums.bin", "ends.bin"
+_VERSION = 2
 _TYPES = ("uint8", "uint16", "uint32")
 _ANEW = "Copy its folder anew, or write it anew."
-_CHUNK = 2**22  # bytes, or ids, that are looked at together
+_CHUNK = 2**22  # ids that are looked at together
 
 
 class Tokens(NamedTuple):
     """Documents of ids, one after another.
 
     Attributes:
-      ids: [tokens], of an unsigned type.
+      ids: [tokens], of an unsigned type. `read` gives them checked.
       ends: uint64 [documents], rising: after which token each ends; the last is all of them.
       vocab_size: ids are below it.
       fingerprint: equal for equal tokens.
+      checked: the file that they are from, if it has checksums.
+      start: where in it they begin.
     """
 
     ids: np.ndarray
     ends: np.ndarray
     vocab_size: int
     fingerprint: str
+    checked: Checked | None = None
+    start: int = 0
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The ids from one place up to another, by default all, once it is sure what they are.
+
+        Raises:
+          DataError: they are not as they were written. Names the file.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self.ids))
+        if self.checked is not None:
+            self.checked.check(self.start + start, self.start + stop)
+        return self.ids[start:stop]
+
+    def part(self, start: int, stop: int, ends: np.ndarray, name: str) -> "Tokens":
+        """Some of them: from one place up to another, where their documents end, and their name."""
+        return self._replace(
+            ids=self.ids[start:stop],
+            ends=ends,
+            fingerprint=f"{self.fingerprint}[{name}]",
+            start=self.start + start,
+        )
 
 
 def id_type(vocab_size: int) -> np.dtype:
@@ -89,7 +115,7 @@ class TokenWriter(contextlib.AbstractContextManager["TokenWriter"]):
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.folder, self._vocab_size = folder, vocab_size
         self._dtype, self._ends = id_type(vocab_size), []
-        self.num_tokens = self._crc = 0
+        self._sums, self.num_tokens = BlockSums(), 0
         self._making = folder.with_name(f"{folder.name}.making-{os.getpid()}")
         shutil.rmtree(self._making, ignore_errors=True)
         self._making.mkdir(parents=True)
@@ -108,22 +134,23 @@ class TokenWriter(contextlib.AbstractContextManager["TokenWriter"]):
             )
         data = ids.astype(self._dtype).tobytes()
         self._file.write(data)
-        self._crc = zlib.crc32(data, self._crc)
+        self._sums.add(data)
         self.num_tokens += ids.size
         self._ends.append(self.num_tokens)
 
     def close(self) -> Tokens:
         """Puts the folder into its place, and maps it."""
         self._file.close()
-        bounds = np.array(self._ends, np.uint64).tobytes()
-        (self._making / _ENDS).write_bytes(bounds)
+        others = {_SUMS: self._sums.close(), _ENDS: np.array(self._ends, np.uint64)}
+        for name, values in others.items():
+            (self._making / name).write_bytes(values.tobytes())
         index = {
             "version": _VERSION,
             "dtype": self._dtype.name,
             "vocab_size": self._vocab_size,
             "num_tokens": self.num_tokens,
             "num_documents": len(self._ends),
-            "crc32": {_IDS: self._crc, _ENDS: zlib.crc32(bounds)},
+            "crc32": {name: zlib.crc32(values.data) for name, values in others.items()},
         }
         (self._making / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -135,24 +162,36 @@ class TokenWriter(contextlib.AbstractContextManager["TokenWriter"]):
         shutil.rmtree(self._making, ignore_errors=True)
 
 
-def open_tokens(folder: Path) -> Tokens:
-    """Maps tokens that `write_tokens` wrote, after all of them were read once to see that they are.
+def open_tokens(folder: Path, anew: str = "") -> Tokens:
+    """Maps tokens that `write_tokens` wrote. Each block of ids is checked when it is read first.
+
+    Args:
+      folder: of the tokens.
+      anew: what else can be done about damage; a sentence.
 
     Raises:
-      DataError: the folder is none of these, or a file's size or checksum is not what it should be.
-        Names the file.
+      DataError: the folder is none of these, or a file's size, or the checksum of one of the small
+        ones, is not what it should be. Names the file.
     """
-    index = _index(folder)
+    anew = f"{_ANEW} {anew}".rstrip()
+    index = _index(folder, anew)
     dtype, total, crcs = np.dtype(index["dtype"]), index["num_tokens"], index["crc32"]
-    ids = _mapped(folder / _IDS, dtype, total)
-    ends = _mapped(folder / _ENDS, np.dtype(np.uint64), index["num_documents"])
-    for name in (_IDS, _ENDS):
-        _check_crc(folder / name, crcs[name])
-    fingerprint = "-".join(f"{crcs[name]:08x}" for name in (_IDS, _ENDS))
-    return Tokens(ids, ends, index["vocab_size"], f"{total}-{fingerprint}")
+    blocks = -(-total * dtype.itemsize // BLOCK)
+    ids = _mapped(folder / _IDS, dtype, total, anew)
+    sums = _mapped(folder / _SUMS, np.dtype(np.uint32), blocks, anew)
+    ends = _mapped(folder / _ENDS, np.dtype(np.uint64), index["num_documents"], anew)
+    for name, values in ((_SUMS, sums), (_ENDS, ends)):
+        if (found := zlib.crc32(values.data)) != crcs[name]:
+            raise DataError(
+                f"{folder / name} is not as it was written: got CRC-32 {found:08x}, expected"
+                f" {crcs[name]:08x}, as {_INDEX} says. {anew}"
+            )
+    fingerprint = "-".join(f"{crcs[name]:08x}" for name in (_SUMS, _ENDS))
+    checked = Checked(folder / _IDS, ids, sums, anew)
+    return Tokens(ids, ends, index["vocab_size"], f"{total}-{fingerprint}", checked)
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def _index(folder: Path, anew: str) -> dict[str, Any]:
     """What `tokens.json` says: all that it should."""
     path = folder / _INDEX
     try:
@@ -161,25 +200,13 @@ def _index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is no folder of tokens: {error}.") from None
     version = index.get("version") if isinstance(index, dict) else None
     if version != _VERSION:
-        raise DataError(f"{path}: got version {version}, expected {_VERSION}.")
+        raise DataError(f"{path}: got version {version}, expected {_VERSION}. {anew}")
     crcs = index.get("crc32")
     numbers = [index.get(name) for name in ("num_tokens", "num_documents", "vocab_size")]
-    numbers += [crcs.get(name) if isinstance(crcs, dict) else None for name in (_IDS, _ENDS)]
+    numbers += [crcs.get(name) if isinstance(crcs, dict) else None for name in (_SUMS, _ENDS)]
     if index.get("dtype") not in _TYPES or not all(isinstance(one, int) for one in numbers):
-        raise DataError(f"{path} is not as write_tokens writes it: got {index}. {_ANEW}")
+        raise DataError(f"{path} is not as write_tokens writes it: got {index}. {anew}")
     return index
-
-
-def _check_crc(path: Path, expected: int) -> None:
-    crc, chunk = 0, memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(chunk):
-            crc = zlib.crc32(chunk[:size], crc)
-    if crc != expected:
-        raise DataError(
-            f"{path} is not as it was written: got CRC-32 {crc:08x}, expected {expected:08x}, as"
-            f" {_INDEX} says. {_ANEW}"
-        )
 
 
 def open_raw(path: Path, dtype: str, vocab_size: int, end: int | None = None) -> Tokens:
@@ -205,7 +232,7 @@ def open_raw(path: Path, dtype: str, vocab_size: int, end: int | None = None) ->
         size, item = path.stat().st_size, np.dtype(dtype).itemsize
         if size % item:
             raise DataError(f"{path} has {size} bytes, no multiple of {item} ({dtype}).")
-        ids = _mapped(path, np.dtype(dtype), size // item)
+        ids = _mapped(path, np.dtype(dtype), size // item, _ANEW)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         raise DataError(f"{path} has {ids.dtype} of shape {ids.shape}; expected integers [tokens].")
     ends, crc = [], 0
@@ -226,9 +253,8 @@ def part_of(tokens: Tokens, first: int, last: int) -> Tokens:
     """The documents from `first` up to `last`."""
     start = int(tokens.ends[first - 1]) if first else 0
     ends = tokens.ends[first:last] - np.uint64(start)
-    name = f"{tokens.fingerprint}[{first}:{last}]"
-    ids = tokens.ids[start : start + int(ends[-1])] if len(ends) else tokens.ids[:0]
-    return Tokens(ids, ends, tokens.vocab_size, name)
+    stop = start + (int(ends[-1]) if len(ends) else 0)
+    return tokens.part(start, stop, ends, f"{first}:{last}")
 
 
 def _parts(ids: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
@@ -236,13 +262,13 @@ def _parts(ids: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         yield start, ids[start : start + _CHUNK]
 
 
-def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+def _mapped(path: Path, dtype: np.dtype, count: int, anew: str) -> np.ndarray:
     size = path.stat().st_size if path.is_file() else -1
     if not count and not size:
         return np.zeros(0, dtype)  # nothing cannot be mapped
     if size != count * dtype.itemsize:
         raise DataError(
             f"{path} has {max(size, 0)} bytes, expected {count * dtype.itemsize}: it was cut, or"
-            f" is of other tokens. {_ANEW}"
+            f" is of other tokens. {anew}"
         )
     return np.memmap(path, dtype, "r", shape=(count,))

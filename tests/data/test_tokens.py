@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from jaxpipe.data import (
     write_tokens,
 )
 from jaxpipe.data.samples import Packing
+from jaxpipe.data.sums import BLOCK, BlockSums
 from jaxpipe.data.tokens import part_of
 from jaxpipe.errors import DataError
 
@@ -115,7 +117,7 @@ def test_tokens_that_cannot_be_are_refused(tmp_path):
         open_tokens(tmp_path / "t")
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "ends.bin"])
+@pytest.mark.parametrize("name", ["tokens.bin", "sums.bin", "ends.bin"])
 def test_a_flipped_byte_of_tokens_is_found(tmp_path, name):
     write_tokens(tmp_path / "t", [np.arange(i + 1) % 9 for i in range(20)], 9)
     path = tmp_path / "t" / name
@@ -124,27 +126,56 @@ def test_a_flipped_byte_of_tokens_is_found(tmp_path, name):
         bad = bytearray(whole)
         bad[place] ^= 1
         path.write_bytes(bad)
-        with pytest.raises(DataError, match=rf"{name} is not as it was written: got CRC-32"):
-            open_tokens(tmp_path / "t")
+        with pytest.raises(DataError, match=rf"{name} is not as it was written.* got CRC-32"):
+            open_tokens(tmp_path / "t").read()
     path.write_bytes(whole)
-    assert open_tokens(tmp_path / "t").ids.size == 210
+    assert open_tokens(tmp_path / "t").read().size == 210
 
 
-def test_more_than_one_chunk_of_tokens_is_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxpipe.data.tokens._CHUNK", 16)
-    write_tokens(tmp_path / "t", [np.arange(50)], 50)
+def test_blocks_are_checked_when_they_are_read_and_no_others(tmp_path, monkeypatch):
+    for place in ("sums", "tokens"):
+        monkeypatch.setattr(f"jaxpipe.data.{place}.BLOCK", 16)
+    documents = [np.arange(size) for size in (10, 0, 30, 31)]
+    write_tokens(tmp_path / "t", documents, 500)  # 142 bytes
     data = bytearray((tmp_path / "t" / "tokens.bin").read_bytes())
-    data[-1] ^= 1
+    assert len((tmp_path / "t" / "sums.bin").read_bytes()) == 4 * 9
+    data[50] ^= 1  # in block 3: tokens 24 to 31
     (tmp_path / "t" / "tokens.bin").write_bytes(data)
-    with pytest.raises(DataError, match=r"tokens\.bin is not as it was written"):
-        open_tokens(tmp_path / "t")
+    tokens = open_tokens(tmp_path / "t")
+    stream = np.concatenate(documents)
+    said = r"tokens\.bin is not as it was written, somewhere in bytes 48 to 64: got CRC-32"
+    for start, stop in ((0, 24), (5, 7), (9, 9), (32, 71), (70, 71)):
+        np.testing.assert_array_equal(tokens.read(start, stop), stream[start:stop])
+    for start, stop in ((0, None), (24, 25), (23, 33), (31, 32)):
+        with pytest.raises(DataError, match=said):
+            tokens.read(start, stop)
+    # So it is with parts: these begin with tokens 10 and 40.
+    part = part_of(tokens, 2, 3)
+    assert part.read(22).tolist() == list(range(22, 30))
+    with pytest.raises(DataError, match=said):
+        part.read(20, 22)
+    assert part_of(part_of(tokens, 1, 4), 2, 3).read().tolist() == list(range(31))
+    # And with samples.
+    samples = TokenSamples(tokens, 8)
+    assert samples[5]["inputs"].tolist() == stream[40:48].tolist()
+    with pytest.raises(DataError, match=said):
+        samples[2]
+
+
+@given(st.lists(st.binary(max_size=200_000), max_size=4))
+def test_sums_do_not_depend_on_how_bytes_come(pieces):
+    sums, whole = BlockSums(), b"".join(pieces)
+    for piece in pieces:
+        sums.add(piece)
+    blocks = [whole[start : start + BLOCK] for start in range(0, len(whole), BLOCK)]
+    assert sums.close().tolist() == [zlib.crc32(block) for block in blocks]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda index: [], "got version None, expected 1"),
-        (lambda index: index | {"version": 2}, "got version 2, expected 1"),
+        (lambda index: [], "got version None, expected 2"),
+        (lambda index: index | {"version": 1}, "got version 1, expected 2"),
         (lambda index: index | {"dtype": "object"}, "not as write_tokens writes it"),
         (lambda index: index | {"num_tokens": None}, "not as write_tokens writes it"),
         (lambda index: index | {"crc32": {}}, "not as write_tokens writes it"),
