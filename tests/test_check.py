@@ -1,8 +1,11 @@
 """`jaxpipe check`: what can run, what cannot, what fields mean; and what an import costs."""
 
+import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import ended
@@ -89,6 +92,11 @@ def test_every_field_is_explained(capsys):
     for name in by_field(Config()):
         text = explain(name, Config())
         assert text.startswith(f"{name}: ") and len(text.splitlines()[1]) > 14
+        for taker in text.rsplit("In Python: ", 1)[1].split(", "):
+            path, _, parameter = taker.removesuffix(")").partition("(")
+            taken: Any = pydoc.locate(path)
+            assert callable(taken) or path.removeprefix("jaxpipe.Engine.") in jaxpipe.Engine._fields
+            assert not parameter or parameter in inspect.signature(taken).parameters, taker
     code, out, _ = ended(
         capsys, "check", SHIPPED, "--pipeline.zero", "2", "--explain", "pipeline.zero"
     )
@@ -96,7 +104,7 @@ def test_every_field_is_explained(capsys):
     assert explain("seed", Config()) == explain("trainer.seed", Config())
     fields = [name for name in by_field(Config()) if name.startswith("data.")]
     assert explain("data", Config()).count("\n    A run that goes on keeps it.") == len(fields)
-    assert explain("trainer.steps", Config()).endswith("\n    A run that goes on may change it.")
+    assert "\n    A run that goes on may change it.\n" in explain("trainer.steps", Config())
     with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.zero' or "):
         explain("pipeline.zeros", Config())
 

@@ -9,11 +9,12 @@ import re
 from typing import Any, get_type_hints
 
 from jaxpipe.config.config import Config, by_field
+from jaxpipe.config.takers import takers_of
 from jaxpipe.errors import ConfigError
 
 
 def explain(key: str, config: Config) -> str:
-    """A field in words: its type, its default, what it is here, what it means, if it may change.
+    """A field in words: type, default, value here, meaning, whether it may change, what takes it.
 
     Args:
       key: the field's whole name, a component's name, or a field's without its component's.
@@ -26,6 +27,7 @@ def explain(key: str, config: Config) -> str:
     trainer.seed: int = 0
         Seed of the parameters, of dropout and of the order of the data.
         A run that goes on keeps it.
+        In Python: jaxpipe.data.Batches(seed), jaxpipe.Engine.init
     """
     fields = {f"{part}.{name}": text for part in _components() for name, text in _texts(part)}
     places = (lambda n: n, lambda n: n.split(".")[0], lambda n: n.split(".")[1])
@@ -44,7 +46,7 @@ def explain(key: str, config: Config) -> str:
         free = field in config.components[component].FREE
         then = "may change it" if free else "keeps it"
         lines += [f"{name}: {kind} = {defaults[name]!r}{here}", f"    {text}"]
-        lines += [f"    A run that goes on {then}."]
+        lines += [f"    A run that goes on {then}.", f"    In Python: {', '.join(takers_of(name))}"]
     return "\n".join(lines)
 
 
