@@ -69,6 +69,8 @@ class Checked:
         Raises:
           DataError: one is not as it was written. Names the file and the bytes.
         """
+        if start >= stop:
+            return
         size = BLOCK // self._values.itemsize
         for block in range(start // size, -(-stop // size)):
             if self._good[block]:

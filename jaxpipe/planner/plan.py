@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxpipe.build import build_engine
 from jaxpipe.config import Config, validate
@@ -112,15 +112,10 @@ class Plan:
         return sum(layer.parameters for layer in self.partition.layers)
 
     @property
-    def unit(self) -> Literal["tokens", "samples"]:
-        """What a step is counted in."""
-        return "tokens" if self.config.model.reads == "tokens" else "samples"
-
-    @property
     def per_second(self) -> float:
-        """Tokens or samples of all devices together."""
-        each = self.config.data.sequence_length if self.unit == "tokens" else 1
-        return self.config.trainer.batch_size * each / self.speed.step
+        """Tokens, or samples if the data are arrays (`config.data.unit`), of all devices."""
+        items = self.config.trainer.batch_size * self.config.data.units_per_sample
+        return items / self.speed.step
 
     @property
     def utilization(self) -> float:

@@ -89,7 +89,7 @@ def _time(plan: Plan) -> Iterator[str]:
     speed, assumed = plan.speed, plan.assumed
     timeline = speed.timeline
     yield (
-        f"step {speed.step:.3g} s: {plan.per_second:,.0f} {plan.unit}/s, MFU"
+        f"step {speed.step:.3g} s: {plan.per_second:,.0f} {plan.config.data.unit}/s, MFU"
         f" {plan.utilization:.1%}, bubble {timeline.bubble_fraction:.1%}"
     )
     exchange = f", of it {speed.exchange:.3g} s for parts of layers" if speed.exchange else ""
