@@ -31,7 +31,7 @@ def main() -> None:
         for length, size in ((128, 8), (2048, 64)):
             for packing in PACKINGS:
                 batches = Batches(TokenSamples(tokens, length, packing), size, seed=0)
-                following = batches.from_(1)
+                following = batches.starting_at(1)
                 each = measured(lambda i, b=batches: b[i])
                 ahead = measured(lambda i, f=following: next(f))
                 print(

@@ -84,7 +84,7 @@ _TAKERS = {
     "trainer.norm_spike": "metrics.Report(norm_spike)",
     "trainer.spike_action": "metrics.Report(spiked)",
     "watch": "watch.Watchdog(limits)",
-    "watch.data": "data.Batches.from_(patience) watch.Watchdog(limits)",
+    "watch.data": "data.Batches.starting_at(patience) watch.Watchdog(limits)",
     "metrics.tensorboard": "metrics.TensorBoard",
     "metrics.wandb": "metrics.WeightsAndBiases(project)",
     "metrics.layer_norms": "initialize(layer_norms)",

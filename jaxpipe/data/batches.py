@@ -83,7 +83,7 @@ class Batches:
         rows = [self._ordered[first + row] for row in self._rows]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def from_(self, number: int, patience: float | None = None) -> Iterator[Batch]:
+    def starting_at(self, number: int, patience: float | None = None) -> Iterator[Batch]:
         """Batches from that number on; the next ones are read meanwhile, by threads.
 
         Args:

@@ -27,7 +27,7 @@ class Steps:
         self._parts, self._at, self._report = parts, at, report
         self._state, self._step, self._stop = at.state, at.step, False
         self._held_out: Mapping[str, float] | None = None  # what the last evaluation found
-        self._batches = parts.plan.batches.from_(at.batch, parts.folder.config.watch.data)
+        self._batches = parts.plan.batches.starting_at(at.batch, parts.folder.config.watch.data)
         self._replicas = Replicas(parts.engine.mesh)
 
     def to_the_end(self) -> Outcome:

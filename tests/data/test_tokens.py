@@ -303,7 +303,7 @@ def test_fewer_samples_than_a_batch_fill_it_round_after_round():
     rounds = [stream[i : i + 7] for i in range(0, 70, 7)]
     assert all(sorted(one) == list(range(7)) for one in rounds)
     assert len(set(map(tuple, rounds))) > 1
-    found = batches.from_(3)
+    found = batches.starting_at(3)
     assert [shown(next(found)) for _ in range(2)] == [stream[20:30], stream[30:40]]
     assert batches.epoch(8) == 10
 
@@ -312,7 +312,7 @@ def test_batches_can_be_entered_anywhere_by_any_number_of_processes():
     batches = Batches(Numbers(), 4, seed=3)
     whole = [shown(batches[number]) for number in range(1, 20)]
     for start in (1, 6, 19):
-        found = batches.from_(start)
+        found = batches.starting_at(start)
         assert [shown(next(found)) for _ in range(20 - start)] == whole[start - 1 :]
     for parts in (1, 2, 4):
         size = 4 // parts
