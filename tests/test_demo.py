@@ -28,7 +28,8 @@ def test_a_profile_says_what_takes_the_time(tmp_path):
     (tmp_path / "text").mkdir()
     for number in range(40):
         (tmp_path / "text" / f"{number}.py").write_text(f"x = {number}\n" * 40)
-    done = started(tmp_path, "profile", "x.yaml", "--steps", "2", "--out", "traces")
+    options = ["--steps", "2", "--out", "traces", "--metrics.heartbeat", "600"]
+    done = started(tmp_path, "profile", "x.yaml", *options)
     assert (done.returncode, done.stderr) == (0, "")
     for part in ("F of stage code 0", "W of stage code", "optimizer, and what is around the loop"):
         assert part in done.stdout
