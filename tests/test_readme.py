@@ -72,7 +72,7 @@ def only_block(start: str, document: Path = README) -> str:
 
 @pytest.mark.parametrize("document", [*filter(programs, DOCUMENTS)], ids=name)
 def test_programs_run(document, tmp_path):
-    # Programs ask for simulated devices themselves, as a reader's would; only patience is added.
+    # Programs ask for simulated devices themselves, as a reader's would.
     pieces = [piece for block in programs(document) for piece in (str(block.line), block.text)]
     command = [sys.executable, "-c", RUN_BLOCKS, str(document), *pieces]
     env = environment(JAX_PLATFORMS="cpu")
