@@ -1,7 +1,7 @@
 """`jaxpipe check`: what can run, what cannot, what fields mean; and what an import costs."""
 
+import importlib
 import inspect
-import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -88,13 +88,26 @@ def test_what_may_only_follow_from_what_cannot_be_read_is_not_told(capsys, text,
         assert ("x.yaml:1: " in problem) == (name == "x.yaml")
 
 
+def looked_up(path: str) -> Any:
+    """What a program that writes this dotted name has: a function, where a module has its name too."""
+    found: Any = jaxpipe
+    for end in (
+        at for at, letter in enumerate(f"{path}.") if letter == "." and at > len("jaxpipe")
+    ):
+        name = path[:end].rpartition(".")[2]
+        found = (
+            getattr(found, name) if hasattr(found, name) else importlib.import_module(path[:end])
+        )
+    return found
+
+
 def test_every_field_is_explained(capsys):
     for name in by_field(Config()):
         text = explain(name, Config())
         assert text.startswith(f"{name}: ") and len(text.splitlines()[1]) > 14
         for taker in text.rsplit("In Python: ", 1)[1].split(", "):
             path, _, parameter = taker.removesuffix(")").partition("(")
-            taken: Any = pydoc.locate(path)
+            taken = looked_up(path)
             assert callable(taken) or path.removeprefix("jaxpipe.Engine.") in jaxpipe.Engine._fields
             assert not parameter or parameter in inspect.signature(taken).parameters, taker
     code, out, _ = ended(
