@@ -88,8 +88,30 @@ def test_what_may_only_follow_from_what_cannot_be_read_is_not_told(capsys, text,
         assert ("x.yaml:1: " in problem) == (name == "x.yaml")
 
 
+def test_every_option_that_cannot_be_read_is_told_with_what_the_file_has_wrong(capsys, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("trainer: {batch_size: 30}\nmodel: {width: 100}\noptimizer: {nmae: lion}\n")
+    options = ["--trainer.stps", "3", "--trainer.seed=x", "--pipeline.ranks", "2", "--model.heads"]
+    code, out, err = ended(capsys, "check", str(file), *options, "y")
+    assert (code, out) == (2, "")
+    for part in ("--trainer.stps, 3", "--trainer.seed: invalid", "--model.heads: invalid"):
+        assert err.count(part) == 1
+    assert err.count("Value error") == 2 and f"{file}:3: unknown key 'optimizer.nmae'" in err
+    # What the options meant may have mended these.
+    assert "batch_size: got" not in err and "width: got" not in err
+    _, _, err = ended(capsys, "check", str(file), "--optimizer.weight-decay", "x")
+    assert "--optimizer.weight-decay: invalid" in err
+    assert "batch_size: got 30" in err and "width: got 100" in err
+    # Commands without a configuration tell all of theirs; else it is told as it is.
+    _, _, err = ended(capsys, "draw", "1f1b", "--ranks", "x", "--microbatches", "y")
+    assert "--ranks: " in err and "--microbatches: " in err
+    for line, part in {"": "Missing subcommand", "chek": "chek", "check": "CONFIG"}.items():
+        code, _, err = ended(capsys, *line.split())
+        assert code == 2 and part in err and err.count("full helptext") == 1
+
+
 def looked_up(path: str) -> Any:
-    """What a program that writes this dotted name has: a function, where a module has its name too."""
+    """What a program that writes this dotted name has, where a module may have its name too."""
     found: Any = jaxpipe
     for end in (
         at for at, letter in enumerate(f"{path}.") if letter == "." and at > len("jaxpipe")

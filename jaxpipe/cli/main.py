@@ -7,18 +7,13 @@ message says what; 3, the last starts have all ended in one way, and another wou
 diverged; 130, interrupted. Of several processes all have the same.
 """
 
-import dataclasses
-import functools
-import operator
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-import tyro
 
 from jaxpipe import __version__
 from jaxpipe.cli.check import Check
+from jaxpipe.cli.command_line import read_command
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.demo import RunDemo
 from jaxpipe.cli.doctor import RunDoctor
@@ -32,7 +27,6 @@ from jaxpipe.cli.resume import ResumeRun
 from jaxpipe.cli.summary import Summary
 from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
-from jaxpipe.config import Config, read_with_lines
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.processes import INTERRUPTED
 
@@ -70,14 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxpipe {__version__}")
         return 0
     try:
-        command = _parse(argv, Config())
-        if hasattr(command, "config"):
-            reading = read_with_lines(command.file)
-            # What the file says becomes the defaults of a second parsing: options come on top.
-            command = _parse(argv, reading.config)
-            if not getattr(command, "explain", None):  # what a field means, a wrong file may ask
-                reading.require_sound(command.config)
-        return command.run()
+        return read_command(argv, COMMANDS).run()
     except BrokenPipeError:  # `jaxpipe draw ... | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -87,24 +74,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (JaxpipeError, OSError) as error:
         print(f"jaxpipe: error: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
-
-
-def _parse(argv: Sequence[str], config: Config) -> Any:
-    """The command that a command line asks for."""
-    commands = (_subcommand(name, kind, config) for name, kind in COMMANDS.items())
-    union: Any = functools.reduce(operator.or_, commands)
-    return tyro.cli(
-        union,
-        args=argv,
-        prog="jaxpipe",
-        description="Pipeline-parallel training in plain JAX. --version prints the version.",
-    )
-
-
-def _subcommand(name: str, kind: Any, config: Config) -> Any:
-    """A command, as a type that tyro understands; one with a configuration starts from this one."""
-    fields = [field.name for field in dataclasses.fields(kind)]
-    if "config" not in fields:
-        return Annotated[kind, tyro.conf.subcommand(name)]
-    default = kind(**{fields[0]: tyro.MISSING}, config=config)
-    return Annotated[kind, tyro.conf.subcommand(name, default=default)]
