@@ -100,7 +100,7 @@ def test_every_option_that_cannot_be_read_is_told_with_what_the_file_has_wrong(c
     # What the options meant may have mended these.
     assert "batch_size: got" not in err and "width: got" not in err
     _, _, err = ended(capsys, "check", str(file), "--optimizer.weight-decay", "x")
-    assert "--optimizer.weight-decay: invalid" in err
+    assert "parsing --optimizer.weight-decay" in err
     assert "batch_size: got 30" in err and "width: got 100" in err
     # Commands without a configuration tell all of theirs; else it is told as it is.
     _, _, err = ended(capsys, "draw", "1f1b", "--ranks", "x", "--microbatches", "y")
