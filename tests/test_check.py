@@ -90,7 +90,7 @@ def test_what_may_only_follow_from_what_cannot_be_read_is_not_told(capsys, text,
 
 def test_every_option_that_cannot_be_read_is_told_with_what_the_file_has_wrong(capsys, tmp_path):
     file = tmp_path / "x.yaml"
-    file.write_text("trainer: {batch_size: 30}\nmodel: {width: 100}\noptimizer: {nmae: lion}\n")
+    file.write_text("trainer: {batch_size: 30}\nmodel: {width: 102}\noptimizer: {nmae: lion}\n")
     options = ["--trainer.stps", "3", "--trainer.seed=x", "--pipeline.ranks", "2", "--model.heads"]
     code, out, err = ended(capsys, "check", str(file), *options, "y")
     assert (code, out) == (2, "")
@@ -101,7 +101,7 @@ def test_every_option_that_cannot_be_read_is_told_with_what_the_file_has_wrong(c
     assert "batch_size: got" not in err and "width: got" not in err
     _, _, err = ended(capsys, "check", str(file), "--optimizer.weight-decay", "x")
     assert "parsing --optimizer.weight-decay" in err
-    assert "batch_size: got 30" in err and "width: got 100" in err
+    assert "batch_size: got 30" in err and "width: got 102" in err
     # Commands without a configuration tell all of theirs; else it is told as it is.
     _, _, err = ended(capsys, "draw", "1f1b", "--ranks", "x", "--microbatches", "y")
     assert "--ranks: " in err and "--microbatches: " in err
