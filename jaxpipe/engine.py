@@ -36,12 +36,14 @@ class Engine(NamedTuple):
     Attributes:
       init: `(key, batch, params) -> state`; each device builds its own stages only. `batch` gives
         shapes; `params`, placed, take the place of fresh ones where they are given.
-      train_batch: `(state, batch) -> (state, metrics)`: one global batch, one optimizer step.
-        Metrics are scalars: `loss`, `weight` (what a loss sum was divided by), `grad_norm` (over
-        all stages, before clipping), `skipped`, and `loss_scale` of this step where there is one;
-        and, if asked for, `layer_norms`: {layer name: norm of its gradients, before clipping}.
+      train_batch: `(state, batch, limits) -> (state, metrics)`: one global batch, one step of the
+        optimizer. Metrics are scalars: `loss`, `weight` (what a loss sum was divided by),
+        `grad_norm` (over all stages, before clipping), `skipped`, `loss_scale` of this step where
+        there is one; and, if asked for, `layer_norms`: {layer name: norm of its gradients, before
+        clipping}.
         Where loss or gradients are not finite, on whatever rank, parameters and optimizer state
-        stay as they are on all; `skipped` counts such steps in a row.
+        stay as they are on all, and so where `loss` or `grad_norm` is above what `limits`, if
+        given, has for it: floats, by name. `skipped` counts such steps in a row.
       eval_batch: `(state, batch) -> metrics`, by a forward-only schedule: `loss` and `weight`, and
         each of the model's `metric_fns`, by name.
       predict: `(state, batch) -> outputs` of the last layer, batch first; of the whole batch, on
@@ -77,7 +79,7 @@ class Engine(NamedTuple):
     """
 
     init: Callable[..., TrainState]
-    train_batch: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    train_batch: Callable[..., tuple[TrainState, Metrics]]
     eval_batch: Callable[[TrainState, Batch], Metrics]
     predict: Callable[[TrainState, Batch], PyTree]
     value_and_grad: Callable[..., tuple[jax.Array, PyTree]]

@@ -82,7 +82,7 @@ class Diverged(JaxpipeError, FloatingPointError):
 
     Attributes:
       step: where that was seen.
-      skipped: steps in a row, up to that one, that changed nothing because they were not finite.
+      skipped: steps in a row, up to that one, that changed nothing, not being finite or leaping up.
     """
 
     exit_code = 4

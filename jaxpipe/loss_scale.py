@@ -101,3 +101,23 @@ def resolve_loss_scale(
     raise OptimizerError(
         f"loss_scale={wanted!r}; expected 'auto', None, a number that stays, or a LossScale."
     )
+
+
+def scale_of(scale: jax.Array | float | None, scaling: LossScale | None) -> jax.Array | None:
+    """The loss scale of one step; None where losses are not scaled.
+
+    Args:
+      scale: what is asked for; None: what the engine begins with.
+      scaling: of the engine.
+
+    Raises:
+      OptimizerError: one is asked for, and the engine has none.
+    """
+    if scaling is not None:
+        return jnp.asarray(scaling.initial if scale is None else scale, jnp.float32)
+    if scale is None:
+        return None
+    raise OptimizerError(
+        f"got scale={scale}, but this engine does not scale losses. Leave it out, or give"
+        " initialize(..., loss_scale=...)."
+    )

@@ -17,6 +17,8 @@ from jaxpipe.executor.program import Program
 from jaxpipe.feed import Feed
 from jaxpipe.fresh import FreshRows
 from jaxpipe.gather import whole
+from jaxpipe.limits import place_limits, within
+from jaxpipe.loss_scale import scale_of
 from jaxpipe.memory import StepMemory, step_memory
 from jaxpipe.mesh import TENSOR, traced_on
 from jaxpipe.model import Logical, Outline
@@ -247,7 +249,7 @@ class Machine:
     ) -> tuple[jax.Array, Placed]:
         batch = self._put(batch)
         key = jax.random.key(0) if key is None else key
-        scale = self._scale(scale)
+        scale = scale_of(scale, self._settings.loss_scale)
         step = self._step(batch, train=True)
         cut = self._settings.zero.cuts_gradients
         moving = step.layout.trainable.cut if cut else step.layout.trainable
@@ -263,21 +265,13 @@ class Machine:
 
         return self._jit("value_and_grad", batch, make)(params, batch, key, scale)
 
-    def _scale(self, scale: jax.Array | float | None) -> jax.Array | None:
-        """The loss scale of a step, if this engine scales."""
-        scaling = self._settings.loss_scale
-        if scaling is not None:
-            return jnp.asarray(scaling.initial if scale is None else scale, jnp.float32)
-        if scale is None:
-            return None
-        raise OptimizerError(
-            f"got scale={scale}, but this engine does not scale losses. Leave it out, or give"
-            " initialize(..., loss_scale=...)."
-        )
-
-    def train_batch(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:  # noqa: D102
+    def train_batch(  # noqa: D102
+        self, state: TrainState, batch: Batch, limits: Mapping[str, Any] | None = None
+    ) -> tuple[TrainState, Any]:
         batch = self._put(batch)
-        return self._train(batch)(state, batch)
+        # Without limits the program is the one that `compiled` gives.
+        more = () if limits is None else (place_limits(limits, self._mesh),)
+        return self._train(batch)(state, batch, *more)
 
     def compiled(self, state: TrainState, batch: Batch) -> Any:  # noqa: D102
         batch = self._put(batch)
@@ -310,32 +304,36 @@ class Machine:
     def _train_step(self, batch: Batch, optimizer: PlacedOptimizer) -> Callable[..., Any]:
         step = self._step(batch, train=True)
 
-        def local(params: Placed, opt_state: Placed, batch: Batch, key: Any, scale: Any) -> Any:
+        def local(
+            params: Placed, opt_state: Placed, batch: Batch, key: Any, scale: Any, limits: Any
+        ) -> Any:
             weights, moments = held(params), held(opt_state)
             totals, grads = step.gradients(weights.rows, batch, key, cut=True, scale=scale)
             norm = global_norm(optimizer.params, grads)
             # Sums over all ranks, so all ranks agree.
             finite = jnp.isfinite(norm) & jnp.isfinite(totals.mean)
-            weights, moments = optimizer.update(Held(grads, []), moments, weights, finite)
             metrics: Any = dict(loss=totals.mean, weight=totals.weight, grad_norm=norm)
+            good = finite & within(metrics, limits)
+            weights, moments = optimizer.update(Held(grads, []), moments, weights, good)
             if self._settings.layer_norms:
                 metrics["layer_norms"] = layer_norms(optimizer.params, grads)
-            return join(weights, step.layout), join(moments, optimizer.state), metrics, finite
+            told = metrics, finite, good
+            return join(weights, step.layout), join(moments, optimizer.state), *told
 
         trees = specs(step.layout), specs(optimizer.state)
-        specs_in = (*trees, self._data_spec, EVERYWHERE, EVERYWHERE)
-        run = self._on_mesh(local, specs_in, (*trees, EVERYWHERE, EVERYWHERE))
+        specs_in = (*trees, self._data_spec, *[EVERYWHERE] * 3)
+        run = self._on_mesh(local, specs_in, (*trees, *[EVERYWHERE] * 3))
         scaling = self._settings.loss_scale
 
-        def train(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        def train(state: TrainState, batch: Batch, limits: Any = None) -> tuple[TrainState, Any]:
             before = state.loss_scale
             scale = before and before.scale
-            params, opt_state, metrics, finite = run(
-                state.params, state.opt_state, batch, state.step_key, scale
+            params, opt_state, metrics, finite, good = run(
+                state.params, state.opt_state, batch, state.step_key, scale, limits
             )
             new = dataclasses.replace(
                 state, step=state.step + 1, params=params, opt_state=opt_state,
-                skipped=jnp.where(finite, 0, state.skipped + 1),
+                skipped=jnp.where(good, 0, state.skipped + 1),
                 loss_scale=scaling.next(before, finite) if scaling and before else None,
             )  # fmt: skip
             more = {} if scale is None else dict(loss_scale=scale)

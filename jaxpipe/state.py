@@ -26,7 +26,7 @@ class TrainState:
       opt_state: the optimizer's state, placed; None for an engine without an optimizer.
       key: key data of the run's PRNG key; step `n` uses `fold_in(key, n)`.
       skipped: int32 scalar, steps in a row, up to the last one, that changed nothing because
-        gradients were not finite.
+        gradients were not finite, or above a limit.
       loss_scale: the loss scale of the next step; None where losses are not scaled.
       key_impl: the key's implementation (static).
     """

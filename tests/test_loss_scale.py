@@ -79,6 +79,31 @@ def test_steps_without_a_finite_loss_are_skipped_without_a_loss_scale_too():
     assert int(metrics["skipped"]) == 0
 
 
+def test_a_step_above_a_limit_is_skipped_on_all_and_the_scale_stays():
+    scale = jp.LossScale(initial=64)
+    run = engine(mesh=jp.make_mesh(pipe=2, data=2), zero=1, loss_scale=scale)
+    state = run.init(jax.random.key(0), batch())
+    before = values(state)
+    usual = run.value_and_grad(state.params, batch())[0]
+    for limits, skipped in (
+        (dict(loss=0.99 * float(usual)), 1),
+        (dict(loss=np.inf, grad_norm=1e-9), 2),
+        (dict(loss=np.float32(usual), grad_norm=np.inf), 0),
+    ):
+        state, metrics = run.train_batch(state, batch(), limits)
+        assert (int(metrics["skipped"]), float(metrics["loss_scale"])) == (skipped, 64)
+        np.testing.assert_allclose(metrics["loss"], usual, rtol=1e-6)
+        if skipped:
+            jax.tree.map(np.testing.assert_array_equal, values(state), before)
+    assert int(state.step) == 3
+    after, _ = run.train_batch(run.init(jax.random.key(0), batch()), batch())
+    jax.tree.map(np.testing.assert_array_equal, values(state), values(after))
+    with pytest.raises(
+        OptimizerError, match=r"limits of \['weight'\]; expected some of \['loss', "
+    ):
+        run.train_batch(state, batch(), dict(weight=3.0))
+
+
 def test_a_scale_that_is_a_power_of_two_changes_no_bit_in_float32():
     found = []
     for scale in (None, 1024.0):

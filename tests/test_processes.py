@@ -308,6 +308,7 @@ def metrics_of(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
+    training = [*training, "--trainer.spike", "1.02", "--trainer.spike-action", "skip"]
     alone = run(1, [*training, "--run.name", "alone", "--metrics.no-timeline"])
     assert alone.codes() == [0], alone.everything()
     both = run(2, [*training, "--run.name", "both"])
@@ -327,6 +328,7 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
     one, two = (metrics_of(tmp_path / "runs" / name) for name in ("alone", "both"))
     assert len(one) > 8
     assert one.items() <= two.items()  # and evaluations where it was stopped
+    assert any("skipped" in metrics for metrics in one.values())
     files = {path.name.split(".")[0] for path in (tmp_path / "runs" / "both").iterdir()}
     assert {"checkpoints", "config", "env", "events", "history", "metrics", "summary"} <= files
     for index in range(2):  # each process has its log, also those that print nothing

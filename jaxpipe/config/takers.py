@@ -82,7 +82,7 @@ _TAKERS = {
     "trainer.most_skipped": "metrics.Report(most_skipped)",
     "trainer.spike": "metrics.Report(spike)",
     "trainer.norm_spike": "metrics.Report(norm_spike)",
-    "trainer.spike_action": "metrics.Report(spiked)",
+    "trainer.spike_action": "metrics.Report(skips_spikes) Engine.train_batch",
     "watch": "watch.Watchdog(limits)",
     "watch.data": "data.Batches.starting_at(patience) watch.Watchdog(limits)",
     "metrics.tensorboard": "metrics.TensorBoard",

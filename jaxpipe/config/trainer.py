@@ -37,15 +37,17 @@ class TrainerConfig:
     """Steps between two checks that devices which are to hold the same parameters and optimizer
     state do, to the bit; then also before each checkpoint. null: never."""
     most_skipped: int = 20
-    """Steps in a row that may be skipped for gradients that are not finite; with one more, training
-    has diverged. With 0, each step waits until the one before it is read."""
+    """Steps in a row that may be skipped, as their gradients are not finite (or leap up, if that is
+    asked for); with one more, training has diverged. With 0, each waits until the one before is
+    read."""
     spike: float | None = None
     """A loss of more than so many times the median of the last 20 has diverged; null: none has."""
     norm_spike: float | None = None
     """The same of the gradients' norm before clipping; null: none has."""
-    spike_action: Literal["stop", "log"] = "stop"
+    spike_action: Literal["stop", "log", "skip"] = "stop"
     """What a loss or norm that has leapt up so does: the run ends as diverged, or goes back (stop);
-    or it is said once for each leap, and the run goes on (log)."""
+    it is said once for each leap, and the run goes on (log); or that step changes nothing (skip):
+    compared with the 20 up to the second step before it, for which nothing waits."""
     rollbacks: int = 0
     """How many times a run that has diverged goes back to its newest checkpoint, and on from there
     with batches that it has not seen; after that, it ends."""

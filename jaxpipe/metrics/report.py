@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from jaxpipe.errors import Diverged, first_few
 from jaxpipe.metrics.compilation import Compilation
 from jaxpipe.metrics.console import Console
@@ -38,7 +40,8 @@ class Report:
         spike: float | None = None,
         norm_spike: float | None = None,
         spiked: Callable[[int, str], None] | None = None,
-        recent: Mapping[str, Sequence[float]] | None = None,
+        skips_spikes: bool = False,
+        recent: Mapping[str, Sequence[float | None]] | None = None,
         compiled: Callable[[], Compilation] = Compilation.none,
         memory: Callable[[], Memory] | None = None,
     ) -> None:
@@ -55,6 +58,7 @@ class Report:
           spike: a loss of more than so many times the median of the last ones has diverged.
           norm_spike: likewise for the norm of the gradients.
           spiked: told of the step and what leaps there, once for each leap; None: it has diverged.
+          skips_spikes: `limits` has what a step may not be above; `spiked` is told of each that is.
           recent: what `recent()` said where the run goes on from.
           compiled: asked after the first step what it took to compile.
           memory: asked for the most memory in use so far.
@@ -65,15 +69,29 @@ class Report:
         self._learning_rates, self._most_skipped = learning_rates, most_skipped
         self._skipped = 0  # steps in a row, up to the last one that was read
         last = recent or {}
-        self._spiked = spiked
+        self._spiked, self._skips_spikes = spiked, skips_spikes
         self._leaps = {
             "loss": Leaps("loss", spike, last.get("loss", ())),
             "grad_norm": Leaps("grad norm", norm_spike, last.get("grad_norm", ())),
         }
-        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._limits: Mapping[str, float] | None = None  # of the newest step
+        self._pending: tuple[int, Mapping[str, Any], Mapping[str, float]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
         self._first = 0, 0.0  # the first step, and when it was done
+
+    def limits(self, step: int) -> Mapping[str, float] | None:
+        """Above what the next step is to change nothing, by metric; None: there are no limits.
+
+        They depend on metrics of steps up to the second before it, whatever has been read.
+        """
+        if not self._skips_spikes:
+            return None
+        looking = {name: leaps for name, leaps in self._leaps.items() if leaps.looks}
+        # As the devices compare them.
+        limits = {name: float(np.float32(leaps.limit(step))) for name, leaps in looking.items()}
+        self._limits = limits
+        return self._limits
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes a step's metrics, scalars on a device as engines give them; reads the last ones.
@@ -82,7 +100,7 @@ class Report:
           Diverged: too many steps up to the one before, or to this one, were skipped.
         """
         self.flush()
-        self._pending = (step, metrics)
+        self._pending, self._limits = (step, metrics, self._limits or {}), None
         if self._throughput is None:
             self.flush()  # the first step compiles: wait for it, and leave it out of the speed
             compiled = self._compiled()
@@ -96,11 +114,11 @@ class Report:
         """Reads the newest step's metrics, too.
 
         Raises:
-          Diverged: too many steps up to it were skipped, their loss or gradients not being finite.
+          Diverged: too many steps up to it were skipped, or a number of it leaps up.
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, limits), self._pending = self._pending, None
         loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
         self._skipped = skipped
         self._console.advance(step, loss)
@@ -108,22 +126,20 @@ class Report:
             self._throughput.add(self._work.items)
         if step % self._log_interval == 0 or self._throughput is None or skipped:
             self._log(step, loss, metrics)
+        above = _above(step, metrics, limits) if skipped else None
         if skipped > self._most_skipped:
-            what = (
-                "gradients of step {} are not finite"
-                if math.isfinite(loss)
-                else "loss of step {} is {}"
-            )
-            row = f", and neither were those of {skipped - 1} steps before" if skipped > 1 else ""
-            where = _where(metrics.get("layer_norms", {}))
-            raise Diverged("the " + what.format(step, loss) + row + where, step, skipped)
+            raise Diverged((above or _not_finite(step, metrics)) + _before(skipped), step, skipped)
+        if above and self._spiked is not None:
+            self._spiked(step, f"{above}; it changed nothing")
         for name, leaps in self._leaps.items():
-            if leaps.looks and (problem := leaps.found(step, float(metrics[name]))):
-                if self._spiked is None:
-                    raise Diverged(problem, step)
-                self._spiked(step, problem)
+            problem = leaps.found(step, float(metrics[name])) if leaps.looks else None
+            if problem is None or self._skips_spikes:
+                continue
+            if self._spiked is None:
+                raise Diverged(problem, step)
+            self._spiked(step, problem)
 
-    def recent(self) -> dict[str, list[float]]:
+    def recent(self) -> dict[str, list[float | None]]:
         """The last numbers that new ones are compared with, as JSON has them, by name."""
         return {name: leaps.last for name, leaps in self._leaps.items()}
 
@@ -182,6 +198,31 @@ class Report:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
+
+
+def _above(step: int, metrics: Mapping[str, Any], limits: Mapping[str, float]) -> str | None:
+    """Which number of a step is above its limit, if all are finite."""
+    if not all(math.isfinite(float(metrics[name])) for name in ("loss", "grad_norm")):
+        return None
+    for name, limit in limits.items():
+        if (number := float(metrics[name])) > limit:
+            return f"the {name.replace('_', ' ')} of step {step} is {number:.4g}, above {limit:.4g}"
+    return None
+
+
+def _not_finite(step: int, metrics: Mapping[str, Any]) -> str:
+    """What of a step is not finite."""
+    loss, where = float(metrics["loss"]), _where(metrics.get("layer_norms", {}))
+    if math.isfinite(loss):
+        return f"the gradients of step {step} are not finite{where}"
+    return f"the loss of step {step} is {loss}{where}"
+
+
+def _before(skipped: int) -> str:
+    """What was skipped before the last of so many steps."""
+    if skipped < 3:
+        return ", and the step before was skipped too" if skipped == 2 else ""
+    return f", and the {skipped - 1} steps before were skipped too"
 
 
 def _where(norms: Mapping[str, Any]) -> str:

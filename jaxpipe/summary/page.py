@@ -218,7 +218,8 @@ def _notes(run: RunRecord) -> Iterator[str]:
     said = list(_events(run))
     skipped = len(run.series("skipped"))
     if skipped:
-        last = f"{skipped} step{'s' * (skipped > 1)} skipped: loss or gradients were not finite"
+        what = "loss or gradients were not finite, or leapt up"
+        last = f"{skipped} step{'s' * (skipped > 1)} skipped: {what}"
         said.append((run.lines[-1].get("time", 0.0), last))
     if not said:
         return

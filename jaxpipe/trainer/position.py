@@ -24,7 +24,7 @@ class Position(NamedTuple):
     state: TrainState
     step: int
     batch: int
-    recent: Mapping[str, Sequence[float]]
+    recent: Mapping[str, Sequence[float | None]]
 
 
 def newest(parts: Parts) -> Position:

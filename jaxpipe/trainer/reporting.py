@@ -34,7 +34,7 @@ def reporting(
     start: int,
     work: StepWork,
     own: Mapping[str, SinkOpener] | None,
-    recent: Mapping[str, Sequence[float]],
+    recent: Mapping[str, Sequence[float | None]],
 ) -> Iterator[Report]:
     """A report that goes on from step `start`.
 
@@ -59,7 +59,8 @@ def reporting(
             most_skipped=trainer.most_skipped,
             spike=trainer.spike,
             norm_spike=trainer.norm_spike,
-            spiked=_noted(records) if trainer.spike_action == "log" else None,
+            spiked=None if trainer.spike_action == "stop" else _noted(records),
+            skips_spikes=trainer.spike_action == "skip",
             recent=recent,
             compiled=records.compiled,
             memory=memory_peak,

@@ -68,7 +68,9 @@ class Steps:
             parts.records.sections.enter("compile" if compiles else "step", step),
             memory_explained(parts.engine, batch),
         ):
-            self._state, metrics = parts.engine.train_batch(self._state, batch)
+            limits = self._report.limits(step)
+            more = () if limits is None else (limits,)
+            self._state, metrics = parts.engine.train_batch(self._state, batch, *more)
             self._report.step(step, metrics)
             self._stop = parts.stops()
 
