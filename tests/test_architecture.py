@@ -30,7 +30,7 @@ fresh spread
 step auto norms
 optimizer
 memory
-state timeline structure compiler_options
+state timeline structure compiler_options limits
 decoding
 machine
 engine
