@@ -344,6 +344,33 @@ def test_two_processes_train_stop_and_resume_as_one(run, training, tmp_path):
     assert len(step.measured) == 2
 
 
+OUT_OF_MEMORY = """
+import sys
+import jax
+from jaxpipe.cli.main import main
+from jaxpipe.machine import Machine
+
+own = Machine.train_batch
+
+def train_batch(self, state, batch):
+    if jax.process_index() == 1 and int(state.step) == 5:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+    return own(self, state, batch)
+
+Machine.train_batch = train_batch
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_where_one_has_too_little_memory_all_end_and_say_what_to_do(run, training):
+    both = run(2, [sys.executable, "-c", OUT_OF_MEMORY, *training[4:]])
+    assert both.codes(within=60) == [2, 2], both.everything()
+    for index in range(2):
+        assert "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes." in both.err(index)
+        assert "more pipeline.ranks or pipeline.microbatches" in both.err(index)
+    assert "process 1" in both.err(0)
+
+
 def test_another_configuration_on_one_process_is_refused(run, training):
     both = run(2, training, own={1: ["--optimizer.learning-rate", "0.5"]})
     assert both.codes() == [2, 2], both.everything()
