@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxpipe.config import TOKENS_FOLDER, Config, ModelConfig
+from jaxpipe.config import TOKENS_FOLDER, Config
 from jaxpipe.data import (
     Batch,
     Batches,
@@ -63,29 +63,9 @@ def resolved(config: Config, dataset: Dataset) -> Config:
         )
     return dataclasses.replace(
         config,
-        model=_with_room(config.model, dataset),
+        model=config.model.with_room(dataset.num_classes),
         data=dataclasses.replace(config.data, fingerprint=found),
     )
-
-
-def _with_room(model: ModelConfig, dataset: Dataset) -> ModelConfig:
-    """The model with room for the data's ids or classes."""
-    count = dataset.num_classes
-    if count is None:
-        raise ConfigError(
-            f"data.path: the targets are floats, but model.network = {model.network!r} predicts"
-            " classes; expected integers."
-        )
-    if model.reads == "tokens":
-        name, what, room = "vocab_size", "ids", model.vocabulary(count)
-    else:
-        name, what, room = "classes", "classes", model.classes or count
-    if room < count:
-        raise ConfigError(
-            f"model.{name}: got {room}, expected room for the data's {count} {what} at least. Set"
-            " it to null for as much as they need."
-        )
-    return dataclasses.replace(model, **{name: room})
 
 
 def batches_of(config: Config, dataset: Dataset, rows: slice = slice(None)) -> Batches:

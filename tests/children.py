@@ -29,6 +29,10 @@ def compile_flags() -> str:
 
 
 def environment(**variables: object) -> dict[str, str]:
-    """A child's: it imports this tree, and simulates devices itself. `variables` are its own."""
-    theirs = dict(PYTHONPATH=REPOSITORY, XLA_FLAGS=compile_flags()) | variables
+    """A child's: it imports this tree and what tests share, and simulates devices itself.
+
+    `variables` are its own.
+    """
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    theirs = dict(PYTHONPATH=path, XLA_FLAGS=compile_flags()) | variables
     return os.environ | {name: str(value) for name, value in theirs.items()}

@@ -127,11 +127,11 @@ def test_every_field_is_explained(capsys):
     for name in by_field(Config()):
         text = explain(name, Config())
         assert text.startswith(f"{name}: ") and len(text.splitlines()[1]) > 14
-        for taker in text.rsplit("In Python: ", 1)[1].split(", "):
-            path, _, parameter = taker.removesuffix(")").partition("(")
+        for counterpart in text.rsplit("In Python: ", 1)[1].split(", "):
+            path, _, parameter = counterpart.removesuffix(")").partition("(")
             taken = looked_up(path)
             assert callable(taken) or path.removeprefix("jaxpipe.Engine.") in jaxpipe.Engine._fields
-            assert not parameter or parameter in inspect.signature(taken).parameters, taker
+            assert not parameter or parameter in inspect.signature(taken).parameters, counterpart
     code, out, _ = ended(
         capsys, "check", SHIPPED, "--pipeline.zero", "2", "--explain", "pipeline.zero"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import environment
 from pretended import a_config, after, losses_of, pretended, saved_steps, trained
 
 from jaxpipe import cli
@@ -227,10 +228,8 @@ with stop_signals(patience=0.5) as asked:
 
 
 def test_a_second_signal_ends_at_once_and_leaves_nothing_that_counts(tmp_path, text):
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     command = [sys.executable, "-c", TWICE, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     # By the exception, or by force, whichever comes first.
     assert done.returncode in (-signal.SIGINT, 130), done.stderr
     config = a_config(tmp_path)
@@ -271,10 +270,8 @@ with stop_signals() as asked:
 
 
 def test_less_time_than_a_save_takes_leaves_the_one_before(tmp_path, text):
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     command = [sys.executable, "-c", TOO_LATE, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL and "stopping after this step" in done.stderr
     config = a_config(tmp_path)
     assert (tmp_path / "runs" / "run" / "checkpoints" / "step_00000005").is_dir()  # begun

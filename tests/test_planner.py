@@ -133,13 +133,16 @@ def test_images_are_planned_by_the_first_of_them(tmp_path, capsys):
     assert (batch["inputs"].shape, batch["inputs"].dtype) == ((64, 32, 32, 3), "uint8")
     assert (batch["targets"].shape, batch["weights"].shape) == ((64,), (64,))
     config = with_classes(config)
-    assert config.model.classes == 100 and with_classes(config) is config
+    assert config.model.classes == 100 and with_classes(config) == config
+    few = dataclasses.replace(config, model=dataclasses.replace(config.model, classes=5))
+    with pytest.raises(ConfigError, match="got 5, expected room for the data's 100 classes"):
+        with_classes(few)
     # What is trained has as many parameters.
     params = jax.eval_shape(build_engine(config).abstract_state, batch).params
     made = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params.layout.leaves))
     assert f"{made:,} parameters" in out and "samples/s" in out
     np.savez(tmp_path / "x.npz", inputs=pixels, targets=digits / 2)
-    with pytest.raises(ConfigError, match="are floats, and vit predicts classes"):
+    with pytest.raises(ConfigError, match="are floats, but model.network = 'vit' predicts classes"):
         with_classes(dataclasses.replace(config, model=read(CONFIGS / "vit-digits.yaml").model))
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import environment
 
 from jaxpipe import cli, trainer
 from jaxpipe.signals import SIGNALS, stop_signals
@@ -59,8 +60,7 @@ with stop_signals(patience=0.3):
 
 def test_the_second_also_ends_what_hears_of_no_signal():
     command = [sys.executable, "-c", DEAF]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    how = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    how = dict(env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, **how) as process:  # pyright: ignore[reportCallIssue, reportArgumentType]
         assert process.stdout and process.stdout.readline() == "deaf\n"
         time.sleep(0.5)

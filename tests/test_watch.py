@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import environment
 from pretended import a_config, after, saved_steps, trained
 
 from jaxpipe.config import WatchConfig, by_field, read
@@ -55,10 +55,9 @@ print("done", how)
 
 
 def start(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", STUCK, how]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
     )
 
 
@@ -170,10 +169,8 @@ trained(config, engine._replace(train_batch=train_batch))
 
 
 def test_a_training_step_that_does_not_end_ends_the_run(tmp_path, text):
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     command = [sys.executable, "-c", STUCK_TRAINER, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "this process does not go on: 0.8 s in step (step 3)" in done.stderr
     folder = tmp_path / "runs" / "run"

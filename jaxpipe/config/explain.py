@@ -9,7 +9,7 @@ import re
 from typing import Any, get_type_hints
 
 from jaxpipe.config.config import Config, by_field
-from jaxpipe.config.takers import takers_of
+from jaxpipe.config.counterparts import counterparts_of
 from jaxpipe.errors import ConfigError
 
 
@@ -45,8 +45,9 @@ def explain(key: str, config: Config) -> str:
         component, field = name.split(".")
         free = field in config.components[component].FREE
         then = "may change it" if free else "keeps it"
+        python = ", ".join(counterparts_of(name))
         lines += [f"{name}: {kind} = {defaults[name]!r}{here}", f"    {text}"]
-        lines += [f"    A run that goes on {then}.", f"    In Python: {', '.join(takers_of(name))}"]
+        lines += [f"    A run that goes on {then}.", f"    In Python: {python}"]
     return "\n".join(lines)
 
 

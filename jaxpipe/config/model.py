@@ -1,10 +1,12 @@
 """What the network is."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxpipe.config.ranges import below, either, nearest_multiples, no_share, not_positive
+from jaxpipe.errors import ConfigError
 
 _BYTES = 256
 _MULTIPLE = 64  # of ids that there is room for: any usual number of tensor ranks divides it
@@ -94,6 +96,31 @@ class ModelConfig:
         (256, 50304)
         """
         return -(-ids // _MULTIPLE) * _MULTIPLE if self.vocab_size is None else self.vocab_size
+
+    def with_room(self, count: int | None) -> "ModelConfig":
+        """The same with room for so many ids or classes, if that is left to the data.
+
+        Args:
+          count: how many the data have; None where their targets are numbers.
+
+        Raises:
+          ConfigError: it has room for fewer, or predicts classes where there are none.
+        """
+        if count is None:
+            raise ConfigError(
+                f"data.path: the targets are floats, but model.network = {self.network!r} predicts"
+                " classes; expected integers."
+            )
+        if self.reads == "tokens":
+            name, what, room = "vocab_size", "ids", self.vocabulary(count)
+        else:
+            name, what, room = "classes", "classes", self.classes or count
+        if room < count:
+            raise ConfigError(
+                f"model.{name}: got {room}, expected room for the data's {count} {what} at least."
+                " Set it to null for as much as they need."
+            )
+        return dataclasses.replace(self, **{name: room})
 
     @property
     def reads(self) -> Literal["tokens", "images"]:

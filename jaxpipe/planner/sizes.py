@@ -35,19 +35,13 @@ def with_classes(config: Config) -> Config:
     """The configuration with as many classes as its images have, where it leaves that to them.
 
     Raises:
-      ConfigError: it leaves it to images, and none is there, or they have numbers for classes.
+      ConfigError: none of the images is there, or they have numbers for classes, or more classes.
       DataError: what is there are no arrays to train on.
     """
-    model = config.model
-    if model.reads != "images" or model.classes is not None:
+    if config.model.reads != "images":
         return config
     _, classes = _first(config)
-    if classes is None:
-        raise ConfigError(
-            f"data.path: the targets of {config.data.path} are floats, and {model.network} predicts"
-            " classes; expected integers."
-        )
-    return dataclasses.replace(config, model=dataclasses.replace(model, classes=classes))
+    return dataclasses.replace(config, model=config.model.with_room(classes))
 
 
 def _first(config: Config) -> tuple[Batch, int | None]:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from children import environment
 
 import jaxpipe as jp
 from jaxpipe.checkpoint import Checkpoints
@@ -267,9 +267,8 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path):
         f"c = Checkpoints({str(tmp_path / 'c')!r}); c.open(); print('open', flush=True);"
         "time.sleep(100)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(jp.__file__).parents[1])}
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "open\n"
         with Checkpoints(tmp_path / "c") as checkpoints:

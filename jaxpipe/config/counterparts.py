@@ -4,16 +4,16 @@ For those who call it themselves, and to find the code that a field ends in.
 """
 
 
-def takers_of(field: str) -> list[str]:
+def counterparts_of(field: str) -> list[str]:
     """Dotted names, with the parameter if there is one.
 
     Args:
       field: its whole name.
 
-    >>> takers_of("pipeline.zero_per"), takers_of("watch.save")
+    >>> counterparts_of("pipeline.zero_per"), counterparts_of("watch.save")
     (['jaxpipe.Zero(per)'], ['jaxpipe.watch.Watchdog(limits)'])
     """
-    found = _TAKERS.get(field) or _TAKERS[field.split(".")[0]]
+    found = _COUNTERPARTS.get(field) or _COUNTERPARTS[field.split(".")[0]]
     return [f"jaxpipe.{name}" for name in found.split()]
 
 
@@ -22,7 +22,7 @@ def _sizes(parameter: str, *networks: str) -> str:
 
 
 # A component's name stands for those of its fields that are not listed.
-_TAKERS = {
+_COUNTERPARTS = {
     "model.network": "models.gpt models.llama models.vit",
     "model.layers": _sizes("num_layers", "GPT", "Llama", "ViT"),
     "model.width": _sizes("width", "GPT", "Llama", "ViT"),
