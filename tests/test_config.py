@@ -222,6 +222,13 @@ def test_settings_at_odds_are_listed_all_at_once():
     assert "run.name: got 'a/b'" in listed
 
 
+def test_what_a_leap_does_wants_to_know_what_one_is():
+    for action in ("log", "skip"):
+        (problem,) = problems_of(validate, Config(trainer=TrainerConfig(spike_action=action)))
+        assert problem.startswith(f"trainer.spike_action: got '{action}', but nothing says what a")
+        validate(Config(trainer=TrainerConfig(spike_action=action, norm_spike=3.0)))
+
+
 def test_no_run_takes_the_folder_of_tokens():
     run = RunConfig(name="tokens")
     [problem] = problems_of(validate, Config(run=run))

@@ -35,6 +35,7 @@ def read_command(argv: Sequence[str], commands: Mapping[str, type]) -> Any:
             _tell_all(argv, commands, said.getvalue())
         raise
     if not hasattr(command, "config"):
+        sys.stderr.write(said.getvalue())
         return command
     reading = read_with_lines(command.file)
     # What the file says becomes the defaults of a second parsing: options come on top.

@@ -86,5 +86,10 @@ class TrainerConfig:
         for name, spike in {"spike": self.spike, "norm_spike": self.norm_spike}.items():
             if spike is not None and not spike > 1:
                 yield f"trainer.{name}: got {spike}, expected more than 1, or null."
+        if self.spike_action != "stop" and self.spike is None and self.norm_spike is None:
+            yield (
+                f"trainer.spike_action: got {self.spike_action!r}, but nothing says what a leap"
+                " is; set trainer.spike or trainer.norm_spike, such as to 3."
+            )
         if not 0 <= self.seed < 2**32:
             yield f"trainer.seed: got {self.seed}, expected 0 to 2**32 - 1."
