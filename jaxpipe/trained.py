@@ -81,7 +81,8 @@ class Trained(NamedTuple):
                 return file
         raise DataError(
             f"{self.path} is of a model of token ids, and there is no tokenizer at"
-            f" {' or '.join(map(str, files))}. Say where its tokenizer.json is: --tokenizer FILE."
+            f" {' or '.join(map(str, files))}. Say where its tokenizer.json is: --tokenizer FILE;"
+            " or --tokenizer bytes, if its ids are bytes."
         )
 
 
