@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,9 @@ def load(name: str) -> ModuleType:
 
 
 def test_two_unlike_stages_denoise_as_the_plain_model_does(capsys):
-    result = load("01_mlp_two_stages").main()
+    example: Any = load("01_mlp_two_stages")
+    example.STEPS = 14  # of 30: it has learnt enough by then
+    result = example.main()
     assert result.last_loss < 0.25 * result.first_loss
     assert result.last_loss == pytest.approx(result.plain_loss, rel=1e-3)
     assert "rank 1 | .  F0 B0" in capsys.readouterr().out

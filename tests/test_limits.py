@@ -48,7 +48,7 @@ def equal(one: Any, two: Any) -> bool:
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
-@pytest.mark.parametrize("option", ["spike", "norm_spike"])
+@pytest.mark.parametrize("option", [pytest.param("spike", marks=pytest.mark.slow), "norm_spike"])
 def test_what_leaps_up_changes_nothing_and_a_run_that_is_cut_skips_the_same(
     tmp_path, text, engine, option
 ):

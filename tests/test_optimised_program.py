@@ -60,7 +60,9 @@ def is_stash(shape: tuple[int, ...], num_rows: int) -> bool:
     return shape[:1] == (num_rows,) and math.prod(shape[1:]) > 100
 
 
-schedules = pytest.mark.parametrize("schedule", ["1f1b", "1f1b-eager", "gpipe"])
+schedules = pytest.mark.parametrize(
+    "schedule", ["1f1b", "1f1b-eager", pytest.param("gpipe", marks=pytest.mark.slow)]
+)
 
 
 @schedules
@@ -136,7 +138,7 @@ def test_ranks_meet_on_the_links_that_a_tick_uses_and_nowhere_else(schedule: str
     assert not others
 
 
-@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize("data", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_parameters_are_never_gathered(data: int):
     gathers = ("all-gather", "all-to-all", "reduce-scatter")
     found = [e for e in step("1f1b", 8, data).program.everything if e.op.startswith(gathers)]

@@ -285,7 +285,7 @@ def test_meetings_that_are_alike_at_every_tick_give_the_same_gradients(
     assert largest_error(engine.logical(grads), want[1]) < 1e-6
 
 
-@pytest.mark.parametrize("make", [interleaved, veed])
+@pytest.mark.parametrize("make", [interleaved, pytest.param(veed, marks=pytest.mark.slow)])
 def test_a_schedule_of_ones_own_runs(make: Any):
     schedule, model, batch = make(), linen(4), vectors(4)
     replay(schedule)
