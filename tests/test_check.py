@@ -113,13 +113,10 @@ def test_every_option_that_cannot_be_read_is_told_with_what_the_file_has_wrong(c
 def looked_up(path: str) -> Any:
     """What a program that writes this dotted name has, where a module may have its name too."""
     found: Any = jaxpipe
-    for end in (
-        at for at, letter in enumerate(f"{path}.") if letter == "." and at > len("jaxpipe")
-    ):
-        name = path[:end].rpartition(".")[2]
-        found = (
-            getattr(found, name) if hasattr(found, name) else importlib.import_module(path[:end])
-        )
+    place, *names = path.split(".")
+    for name in names:
+        place += f".{name}"
+        found = getattr(found, name) if hasattr(found, name) else importlib.import_module(place)
     return found
 
 

@@ -300,7 +300,7 @@ def test_what_could_end_a_run_is_read_before_another_step_begins():
     for step, loss, skipped in ((1, 2.0, 0), (2, 2.0, 0), (3, math.nan, 1), (4, math.nan, 2)):
         report.step(step, {"loss": loss, "grad_norm": 1, "skipped": skipped})
     with pytest.raises(
-        Diverged, match="step 5 is nan, and the 2 steps before were skipped"
+        Diverged, match="the loss of step 5 is nan, and the 2 steps before were skipped"
     ) as caught:
         report.step(5, {"loss": math.nan, "grad_norm": 1, "skipped": 3})
     assert (caught.value.step, caught.value.skipped, caught.value.exit_code) == (5, 3, 4)

@@ -142,7 +142,8 @@ def test_images_are_planned_by_the_first_of_them(tmp_path, capsys):
     made = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params.layout.leaves))
     assert f"{made:,} parameters" in out and "samples/s" in out
     np.savez(tmp_path / "x.npz", inputs=pixels, targets=digits / 2)
-    with pytest.raises(ConfigError, match=r"are floats, but .* predicts classes"):
+    floats = r"are floats, but model\.network = 'vit' predicts classes"
+    with pytest.raises(ConfigError, match=floats):
         with_classes(dataclasses.replace(config, model=read(CONFIGS / "vit-digits.yaml").model))
 
 

@@ -25,7 +25,6 @@ from jaxpipe.processes.facts import code_facts
 from jaxpipe.sections import Sections
 from jaxpipe.watch import FILE, Hang, Watchdog, last_hang
 
-REPOSITORY = Path(__file__).parents[1]
 STUCK = """
 import ctypes, os, pathlib, sys, threading, time
 from jaxpipe.sections import Sections

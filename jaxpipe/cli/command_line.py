@@ -14,6 +14,9 @@ import tyro
 
 from jaxpipe.config import Config, by_field, read_with_lines
 
+USAGE = 2
+"""The exit code of what cannot be done as it was asked for."""
+
 
 def read_command(argv: Sequence[str], commands: Mapping[str, type]) -> Any:
     """The command that a command line asks for, ready to run.
@@ -26,16 +29,12 @@ def read_command(argv: Sequence[str], commands: Mapping[str, type]) -> Any:
       ConfigError: its configuration cannot be read or cannot run; all that is wrong is listed.
       SystemExit: 2, only options cannot be read; standard error has each of them. 0, help.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            command = _parse(argv, commands, Config())
-    except SystemExit as end:
-        if end.code:
-            _tell_all(argv, commands, said.getvalue())
-        raise
+    command, said = _tried(argv, commands)
+    if command is None:
+        _tell_all(argv, commands, said)
+        raise SystemExit(USAGE)
     if not hasattr(command, "config"):
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(said)
         return command
     reading = read_with_lines(command.file)
     # What the file says becomes the defaults of a second parsing: options come on top.
@@ -52,17 +51,18 @@ def _tell_all(argv: Sequence[str], commands: Mapping[str, type], otherwise: str)
       ConfigError: the file is wrong too, or what can be read cannot run.
     """
     head, options = _options_of(argv)
-    tried = [(option, _complaint([*head, *option], commands)) for option in options]
-    if not any(said for _, said in tried) or _complaint(head, commands):
+    tried = [(option, _tried([*head, *option], commands)) for option in options]
+    wrong = [(option[0], said) for option, (command, said) in tried if command is None]
+    if not wrong or _tried(head, commands)[0] is None:
         sys.stderr.write(otherwise)  # it lies with no option by itself
         return
-    sys.stderr.write("".join(said for _, said in tried))
-    sound = [*head, *(word for option, said in tried if not said for word in option)]
+    sys.stderr.write("".join(said for _, said in wrong))
+    sound = [*head, *(word for option, (command, _) in tried if command for word in option)]
     command = _parse(sound, commands, Config())
     if hasattr(command, "config"):
         reading = read_with_lines(command.file)
-        unsure = reading.unsure | {_meant_by(option[0]) for option, said in tried if said}
         command = _parse(sound, commands, reading.config)
+        unsure = reading.unsure | {_meant_by(option) for option, _ in wrong}
         dataclasses.replace(reading, unsure=unsure).require_sound(command.config)
 
 
@@ -73,15 +73,16 @@ def _options_of(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return list(argv[: starts[0] if starts else None]), options
 
 
-def _complaint(argv: Sequence[str], commands: Mapping[str, type]) -> str:
-    """What tyro has to say against a command line, or nothing."""
+def _tried(argv: Sequence[str], commands: Mapping[str, type]) -> tuple[Any, str]:
+    """The command, or None where tyro cannot read it; and what tyro says to standard error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            _parse(argv, commands, Config())
-    except SystemExit:
-        return said.getvalue()
-    return ""
+            return _parse(argv, commands, Config()), said.getvalue()
+    except SystemExit as end:
+        if not end.code:  # help
+            raise
+        return None, said.getvalue()
 
 
 def _meant_by(option: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from jaxpipe import __version__
 from jaxpipe.cli.check import Check
-from jaxpipe.cli.command_line import read_command
+from jaxpipe.cli.command_line import USAGE, read_command
 from jaxpipe.cli.convert import Export, Import
 from jaxpipe.cli.demo import RunDemo
 from jaxpipe.cli.doctor import RunDoctor
@@ -29,8 +29,6 @@ from jaxpipe.cli.timeline import DrawTimeline
 from jaxpipe.cli.train import Train
 from jaxpipe.errors import JaxpipeError
 from jaxpipe.processes import INTERRUPTED
-
-_USAGE = 2
 
 COMMANDS = {
     "demo": RunDemo,
@@ -73,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (JaxpipeError, OSError) as error:
         print(f"jaxpipe: error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, JaxpipeError) else _USAGE
+        return error.exit_code if isinstance(error, JaxpipeError) else USAGE

@@ -74,7 +74,6 @@ class Report:
             "loss": Leaps("loss", spike, last.get("loss", ())),
             "grad_norm": Leaps("grad norm", norm_spike, last.get("grad_norm", ())),
         }
-        self._limits: Mapping[str, float] | None = None  # of the newest step
         self._pending: tuple[int, Mapping[str, Any], Mapping[str, float]] | None = None
         self._start = time.perf_counter()
         self._throughput: Throughput | None = None
@@ -89,18 +88,23 @@ class Report:
             return None
         looking = {name: leaps for name, leaps in self._leaps.items() if leaps.looks}
         # As the devices compare them.
-        limits = {name: float(np.float32(leaps.limit(step))) for name, leaps in looking.items()}
-        self._limits = limits
-        return self._limits
+        return {name: float(np.float32(leaps.limit(step))) for name, leaps in looking.items()}
 
-    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def step(
+        self, step: int, metrics: Mapping[str, Any], limits: Mapping[str, float] | None = None
+    ) -> None:
         """Takes a step's metrics, scalars on a device as engines give them; reads the last ones.
+
+        Args:
+          step: the step.
+          metrics: of it.
+          limits: what it was not to be above, if there are limits.
 
         Raises:
           Diverged: too many steps up to the one before, or to this one, were skipped.
         """
         self.flush()
-        self._pending, self._limits = (step, metrics, self._limits or {}), None
+        self._pending = (step, metrics, limits or {})
         if self._throughput is None:
             self.flush()  # the first step compiles: wait for it, and leave it out of the speed
             compiled = self._compiled()

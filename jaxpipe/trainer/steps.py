@@ -71,7 +71,7 @@ class Steps:
             limits = self._report.limits(step)
             more = () if limits is None else (limits,)
             self._state, metrics = parts.engine.train_batch(self._state, batch, *more)
-            self._report.step(step, metrics)
+            self._report.step(step, metrics, limits)
             self._stop = parts.stops()
 
     def _between(self) -> None:
